@@ -38,7 +38,8 @@ CONFIG = dict(
 
 def load_pretraining_images(path: Path) -> torch.Tensor:
     """The pre-training images, float32 [N, 1, 32, 32] in [-1, 1], zero-padded from 28x28."""
-    raw = gzip.open(path).read()
+    with gzip.open(path) as file:
+        raw = file.read()
     images = torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)
     padded = F.pad(images[FIRST_PRETRAINING_IMAGE:], (2, 2, 2, 2))
     return padded.float() / 127.5 - 1
@@ -79,9 +80,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         tensors = load_file(self.path)
-        self.model.load_state_dict(
-            {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):

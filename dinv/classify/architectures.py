@@ -1,0 +1,74 @@
+"""Classifiers for small images. A new architecture is a function here and a line in the table."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+
+def convnet3(num_channels: int, num_classes: int, width: int) -> nn.Module:
+    """ConvNet-3 of the data-set-distillation literature (Gidaris and Komodakis 2018): three blocks
+    of 3x3 convolution, normalisation, ReLU, 2x2 average pooling; then a linear layer.
+
+    Batch normalisation stands where distillation papers use instance normalisation, and the head
+    averages over the remaining positions, so that any image size from 8 up works.
+    """
+    layers: list[nn.Module] = []
+    for c_in in (num_channels, width, width):
+        layers += [
+            nn.Conv2d(c_in, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.AvgPool2d(2),
+        ]
+    layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(width * 16, num_classes)]
+    return nn.Sequential(*layers)
+
+
+def small_image_resnet18(num_channels: int, num_classes: int, width: int) -> nn.Module:
+    """torchvision's ResNet-18 with the CIFAR stem: 3x3 stride 1, no max-pool. `width` must be 64."""
+    model = resnet18(num_classes=num_classes)
+    model.conv1 = nn.Conv2d(num_channels, width, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "convnet3": convnet3,
+    "resnet18": small_image_resnet18,
+}
+
+
+class Classifier(nn.Module):
+    """An architecture behind the normalisation of its pixels: uint8 [B, C, H, W] -> logits [B, M].
+
+    `mean` and `std` are per channel, of pixels in [0, 1].
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, body: nn.Module, mean: torch.Tensor, std: torch.Tensor):
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits of uint8 images."""
+        pixels = (images.float() / 255 - self.mean) / self.std
+        return self.body(pixels.contiguous(memory_format=torch.channels_last))
+
+
+def create_classifier(
+    architecture: str,
+    num_channels: int,
+    num_classes: int,
+    width: int,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+) -> Classifier:
+    """Build a classifier with random weights from torch's global generator (fork it first)."""
+    body = ARCHITECTURES[architecture](num_channels, num_classes, width)
+    return Classifier(body, mean, std).to(memory_format=torch.channels_last)

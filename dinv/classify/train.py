@@ -1,0 +1,131 @@
+"""Train a classifier on one or two image sets for a fixed number of steps (METHODS: fixed compute)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from dinv.classify.architectures import Classifier, create_classifier
+from dinv.classify.augment import random_crop, random_horizontal_flip
+from dinv.config import TrainParams
+from dinv.rng import derive_seed, generator
+
+CURVE_POINTS = 50
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """uint8 [N, C, H, W] and int64 [N], on one device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The classifier after the last step, and its mean training loss in each of 50 intervals."""
+
+    classifier: Classifier
+    num_classes: int
+    curve: list[tuple[int, float]]
+
+
+def pixel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std per channel of uint8 [N, C, H, W], of pixels in [0, 1]."""
+    pixels = images.float() / 255
+    return pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
+
+
+def learning_rate(params: TrainParams, step: int) -> float:
+    """Linear warm-up times half a cosine from lr to 0.001 lr, as the authors' chained schedule."""
+    progress = torch.tensor(step / params.num_steps)
+    cosine = 0.001 + 0.999 * 0.5 * (1 + torch.cos(torch.pi * progress)).item()
+    warmup = min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else 1.0
+    return params.lr * warmup * cosine
+
+
+def index_stream(n: int, batch_size: int, g: torch.Generator) -> Iterator[torch.Tensor]:
+    """Batches of indices without end: every image once per epoch, in a fresh order each epoch."""
+    pending = torch.randperm(n, generator=g)
+    while True:
+        while len(pending) < batch_size:
+            pending = torch.cat([pending, torch.randperm(n, generator=g)])
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+def batch_sizes(params: TrainParams, num_sources: int) -> list[int]:
+    """Images per step from each source: all from one, or `real_fraction` of them from the first."""
+    if num_sources == 1:
+        return [params.batch_size]
+    real = round(params.batch_size * params.real_fraction)
+    real = min(max(real, 1), params.batch_size - 1)
+    return [real, params.batch_size - real]
+
+
+def train_classifier(
+    sources: Sequence[LabelledImages],
+    num_classes: int,
+    statistics: tuple[torch.Tensor, torch.Tensor],
+    params: TrainParams,
+    seed: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> TrainingResult:
+    """Train with SGD for `params.num_steps` steps, on one source or on real and synthetic mixed.
+
+    Batches, augmentation and initial weights follow from `seed`. `advance(n)` is called as n
+    images are done. The last step's weights are the result: nothing is selected.
+    """
+    device = sources[0].images.device
+    g = generator(seed, "train")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init"))
+        channels = sources[0].images.shape[1]
+        classifier = create_classifier(
+            params.architecture, channels, num_classes, params.width, *statistics
+        ).to(device)
+    classifier.train()
+    optimizer = torch.optim.SGD(
+        classifier.parameters(), params.lr, params.momentum, weight_decay=params.weight_decay
+    )
+    sizes = batch_sizes(params, len(sources))
+    streams = [index_stream(len(s.labels), n, g) for s, n in zip(sources, sizes, strict=True)]
+    losses = []
+    for step in range(params.num_steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(params, step)
+        images, labels = _next_batch(sources, streams)
+        logits = classifier(_augment(images, params, g))
+        loss = F.cross_entropy(logits, labels, label_smoothing=params.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        advance(params.batch_size)
+    return TrainingResult(classifier.eval(), num_classes, _curve(torch.stack(losses).cpu()))
+
+
+def _next_batch(
+    sources: Sequence[LabelledImages], streams: Sequence[Iterator[torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = [next(stream).to(s.labels.device) for s, stream in zip(sources, streams, strict=True)]
+    images = torch.cat([s.images[r] for s, r in zip(sources, rows, strict=True)])
+    return images, torch.cat([s.labels[r] for s, r in zip(sources, rows, strict=True)])
+
+
+def _augment(images: torch.Tensor, params: TrainParams, g: torch.Generator) -> torch.Tensor:
+    if params.random_crop:
+        images = random_crop(images, g)
+    return random_horizontal_flip(images, g) if params.horizontal_flip else images
+
+
+def _curve(losses: torch.Tensor) -> list[tuple[int, float]]:
+    interval = max(1, len(losses) // CURVE_POINTS)
+    ends = range(interval, len(losses) + 1, interval)
+    return [(end, losses[end - interval : end].mean().item()) for end in ends]
+
+
+@torch.no_grad()
+def predict(classifier: Classifier, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+    """Predicted classes int64 [N] of uint8 images [N, C, H, W]."""
+    return torch.cat([classifier(batch).argmax(1) for batch in images.split(batch_size)])

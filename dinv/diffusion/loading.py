@@ -1,0 +1,127 @@
+"""Load a frozen latent diffusion model in diffusers layout: local folder, or hub id + revision.
+
+Only safetensors weights are read; nothing is unpickled.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dinv.config import ModelParams
+from dinv.diffusion.latent_diffusion import LatentDiffusion, read_schedule
+from dinv.errors import UserError
+from dinv.files import digest_of, file_digest
+
+_USED = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+_EMPTY_EMBEDS = "empty_prompt_embeds.safetensors"
+
+
+def fetch_model(params: ModelParams, local_files_only: bool = False) -> Path:
+    """Return the folder that holds the model, downloading a hub model at its pinned revision.
+
+    Raises:
+        UserError: no such folder, a hub id without a revision, or the hub cannot be reached.
+    """
+    folder = Path(params.path)
+    if folder.is_dir():
+        return folder
+    if params.revision is None:
+        raise UserError(
+            f"model.path = {params.path!r}: no such folder; give a folder in diffusers layout, or a "
+            "hub id with model.revision set to a commit hash"
+        )
+    patterns = [f"{name}/{end}" for name in _USED for end in ("*.json", "*.safetensors", "*.txt")]
+    try:
+        return Path(
+            snapshot_download(
+                params.path,
+                revision=params.revision,
+                allow_patterns=[*patterns, _EMPTY_EMBEDS],
+                ignore_patterns=["*.fp16.safetensors", "*.non_ema.safetensors"],
+                local_files_only=local_files_only,
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"model.path = {params.path!r} at {params.revision}: cannot be fetched from the hub "
+            f"({reason}); check both values and the network, or give a local folder"
+        ) from error
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of the files that dinv reads."""
+    files = sorted(
+        path
+        for name in (*_USED, _EMPTY_EMBEDS)
+        for path in ([folder / name] if (folder / name).is_file() else (folder / name).rglob("*"))
+        if path.suffix in {".json", ".safetensors", ".txt"}
+    )
+    return digest_of({path.relative_to(folder).as_posix(): file_digest(path) for path in files})
+
+
+def load_model(folder: Path, params: ModelParams, device: torch.device) -> LatentDiffusion:
+    """Load VAE, UNet, noise schedule and, where present, the text encoder; all frozen.
+
+    Raises:
+        UserError: a component is missing, broken, or of a kind that cannot be inverted.
+    """
+    if params.dtype == "float16" and device.type == "cpu":
+        raise UserError("model.dtype = 'float16': needs a GPU; use float32 or bfloat16 on the CPU")
+    dtype = getattr(torch, params.dtype)
+    options = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    unet = _component(folder, "unet", UNet2DConditionModel.from_pretrained, options)
+    vae = _component(folder, "vae", AutoencoderKL.from_pretrained, options)
+    for module in (unet, vae):
+        module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    model = LatentDiffusion(vae, unet, read_schedule(folder), _empty_prompt(folder), params)
+    model.check()
+    return model
+
+
+def _component(
+    folder: Path, name: str, load: Callable[..., torch.nn.Module], options: dict[str, Any]
+) -> torch.nn.Module:
+    if not (folder / name / "config.json").is_file():
+        raise UserError(
+            f"{folder / name}: no config.json; model.path must be a model in diffusers layout with "
+            "vae/, unet/ and scheduler/"
+        )
+    try:
+        return load(folder, subfolder=name, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder / name}: cannot be loaded ({reason}); fetch it again") from error
+
+
+def _empty_prompt(folder: Path) -> torch.Tensor | None:
+    """Embedding of the empty prompt, float32 [L, D]: stored beside the model, or from its CLIP."""
+    stored = folder / _EMPTY_EMBEDS
+    if stored.is_file():
+        return load_file(stored)["prompt_embeds"].float()
+    if not (folder / "text_encoder").is_dir():
+        return None
+    options = {"local_files_only": True}
+    tokenizer = _component_of_text(folder, "tokenizer", CLIPTokenizer.from_pretrained, options)
+    options |= {"use_safetensors": True}
+    encoder = _component_of_text(folder, "text_encoder", CLIPTextModel.from_pretrained, options)
+    length = tokenizer.model_max_length
+    ids = tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return encoder.float().eval()(ids).last_hidden_state[0]
+
+
+def _component_of_text(folder: Path, name: str, load: Callable[..., Any], options: dict[str, Any]) -> Any:
+    try:
+        return load(folder / name, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder / name}: cannot be loaded ({reason}); fetch it again") from error

@@ -1,0 +1,133 @@
+"""Measure every classifier on real images it has not seen, and write metrics/.
+
+python -m stages.evaluate
+"""
+
+import csv
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dinv.classify.store import StoredClassifier, load_classifiers
+from dinv.classify.train import predict
+from dinv.config import ARMS, EvaluateParams, ExecutionParams
+from dinv.data.image_set import ImageSet, load_image_set
+from dinv.errors import UserError
+from dinv.execution.device import resolve_device
+from dinv.files import atomic_write, write_json
+from dinv.inversion.bank import EmbeddingBank, load_bank
+from dinv.metrics.accuracy import balanced_accuracy, top1_accuracy
+from dinv.metrics.report import Score, markdown_table, summary
+from stages.runner import run
+
+METRICS = Path("metrics")
+CURVE_POINTS = 40
+
+
+def main(evaluate: EvaluateParams, execution: ExecutionParams) -> None:
+    device = resolve_device(execution.device)
+    arms = {arm: load_classifiers(Path("data/classifiers") / arm) for arm in ARMS}
+    require_equal_seeds(arms)
+    splits = {s: load_image_set(Path("data/real") / s) for s in ("val", "test")}
+    scores = [
+        score(classifier, arm, split, images, device)
+        for arm, classifiers in arms.items()
+        for classifier in classifiers
+        for split, images in splits.items()
+        if len(images)
+    ]
+    bank = load_bank(Path("data/embeddings"))
+    heldout = {"first": bank.heldout_loss[0], "last": bank.heldout_loss[-1]}
+    losses = {k: round(v.mean().item(), 5) for k, v in heldout.items()}
+    write_json(METRICS / "summary.json", {**summary(scores, ARMS), "heldout_loss": losses})
+    write_csv(METRICS / "accuracy.csv", [vars(s) for s in scores])
+    confusion = confusion_rows(arms[evaluate.confusion_arm][0], splits["test"], device)
+    write_csv(METRICS / "confusion.csv", confusion)
+    write_csv(METRICS / "classifier_loss.csv", classifier_curve(arms))
+    write_csv(METRICS / "inversion_loss.csv", inversion_curve(bank))
+    write_csv(METRICS / "inversion_heldout_loss.csv", heldout_curve(bank))
+    shutil.copyfile("data/grid.png", METRICS / "grid.png")
+    table = markdown_table(scores, ARMS, num_images())
+    with atomic_write(METRICS / "table.md") as temporary:
+        temporary.write_text(table)
+    print(f"\n{table}\nPictures: metrics/grid.png, and dvc plots show")
+
+
+def require_equal_seeds(arms: dict[str, list[StoredClassifier]]) -> None:
+    seeds = {arm: sorted(c.seed for c in classifiers) for arm, classifiers in arms.items()}
+    for arm, found in seeds.items():
+        if found != seeds["real"]:
+            raise UserError(
+                f"data/classifiers/{arm}: seeds {found}, but real has {seeds['real']}; run dvc repro"
+            )
+
+
+def score(stored: StoredClassifier, arm: str, split: str, images: ImageSet, device: torch.device) -> Score:
+    predicted = predict(stored.classifier.to(device), images.tensor().to(device)).cpu().numpy()
+    top1 = round(top1_accuracy(images.labels, predicted), 4)
+    balanced = round(balanced_accuracy(images.labels, predicted), 4)
+    return Score(arm, stored.seed, split, top1, balanced)
+
+
+def confusion_rows(stored: StoredClassifier, images: ImageSet, device: torch.device) -> list[dict[str, str]]:
+    predicted = predict(stored.classifier.to(device), images.tensor().to(device)).cpu()
+    names = images.class_names
+    pairs = zip(images.labels, predicted, strict=True)
+    return [{"actual": names[a], "predicted": names[int(p)]} for a, p in pairs]
+
+
+def classifier_curve(arms: dict[str, list[StoredClassifier]]) -> list[dict[str, Any]]:
+    """Training loss of every arm, mean over seeds."""
+    mean = {arm: np.mean([[y for _, y in c.curve] for c in cs], 0) for arm, cs in arms.items()}
+    steps = [step for step, _ in arms["real"][0].curve]
+    return [
+        {"step": step, **{arm: round(float(mean[arm][i]), 5) for arm in arms}} for i, step in enumerate(steps)
+    ]
+
+
+def inversion_curve(bank: EmbeddingBank) -> list[dict[str, Any]]:
+    """Training loss, mean over images and over intervals of visits."""
+    losses = bank.train_loss.mean(1)
+    interval = max(1, len(losses) // CURVE_POINTS)
+    ends = range(interval, len(losses) + 1, interval)
+    return [
+        {"visit": end, "denoising_loss": round(losses[end - interval : end].mean().item(), 6)} for end in ends
+    ]
+
+
+def heldout_curve(bank: EmbeddingBank) -> list[dict[str, Any]]:
+    """Loss on fixed draws never trained on, mean over images."""
+    return [
+        {"visit": int(visit), "heldout_denoising_loss": round(losses.mean().item(), 6)}
+        for visit, losses in zip(bank.heldout_visits, bank.heldout_loss, strict=True)
+    ]
+
+
+def num_images() -> dict[str, int]:
+    real = len(load_image_set(Path("data/real/train")))
+    synthetic = len(load_image_set(Path("data/generated")))
+    return {
+        "real": real,
+        "reconstruction": real,
+        "synthetic": synthetic,
+        "mixed": real + synthetic,
+    }
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+if __name__ == "__main__":
+    run("evaluate", main)
