@@ -111,11 +111,13 @@ class TrainParams(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _seeds_differ_and_warmup_fits(self) -> "TrainParams":
+    def _parameters_fit_each_other(self) -> "TrainParams":
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds must differ from each other: a repeated seed is not a new run")
         if self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps must be below num_steps ({self.num_steps})")
+        if self.architecture == "resnet18" and self.width != 64:
+            raise ValueError("width must be 64 for resnet18, whose later blocks expect it")
         return self
 
 

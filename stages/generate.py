@@ -111,7 +111,7 @@ def grid_rows(
             strategy = DiffusionInversion(ldm, bank, params.model_copy(update=update))
             by_row = {draw.row: draw for draw in strategy.plan() if draw.variant == 0}
             images = strategy.render([by_row[row] for row in rows]).numpy()
-            grid.append((f"\u03bb = {lam:g}, a = {a:g}, s = {scale:g}", like(images, real)))
+            grid.append((f"lambda {lam:g}, alpha {a:g}, s {scale:g}", like(images, real)))
     return grid
 
 

@@ -5,6 +5,7 @@ them (so `load_dataset("parquet", ...)` decodes them), labels, ids, and one colu
 where an image came from; class names are in the schema's metadata.
 """
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torchvision.io import ImageReadMode, decode_image, encode_png
+from PIL import Image
 
 from dinv.errors import UserError
 from dinv.files import atomic_write
@@ -76,7 +77,7 @@ def save_image_set(images: ImageSet, folder: Path) -> None:
 
 def write_parquet(images: ImageSet, path: Path) -> None:
     """Write one file; equal image sets give equal bytes under equal library versions."""
-    encoded = [{"bytes": encode_png(t).numpy().tobytes(), "path": None} for t in images.tensor()]
+    encoded = [{"bytes": _encode(image), "path": None} for image in images.images]
     columns = {
         "image": pa.array(encoded, _IMAGE_TYPE),
         "label": pa.array(images.labels),
@@ -84,7 +85,8 @@ def write_parquet(images: ImageSet, path: Path) -> None:
         **{k: pa.array(v) for k, v in images.provenance.items()},
     }
     table = pa.table(columns)
-    pq.write_table(table.replace_schema_metadata(_metadata(table.schema, images)), path)
+    table = table.replace_schema_metadata(_metadata(table.schema, images))
+    pq.write_table(table, path, write_page_checksum=True)
 
 
 def load_image_set(folder: Path) -> ImageSet:
@@ -135,10 +137,10 @@ def _metadata(schema: pa.Schema, images: ImageSet) -> dict[str, str]:
 
 def _read_parquet(path: Path) -> ImageSet:
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         meta = json.loads((table.schema.metadata or {})[b"dinv"])
         images = [_decode(image["bytes"]) for image in table["image"].to_pylist()]
-    except (pa.ArrowException, OSError, KeyError, ValueError, RuntimeError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, SyntaxError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(
             f"{path}: truncated, damaged or not an image set ({reason}); run dvc checkout"
@@ -150,6 +152,13 @@ def _read_parquet(path: Path) -> ImageSet:
     return ImageSet(array, labels, columns["id"], meta["class_names"], provenance)
 
 
+def _encode(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _decode(png: bytes) -> NDArray[np.uint8]:
-    data = torch.frombuffer(bytearray(png), dtype=torch.uint8)
-    return decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    # Pillow, since torchvision's decoder can end the whole process on damaged bytes.
+    pixels = np.asarray(Image.open(io.BytesIO(png)), np.uint8)
+    return pixels.reshape(*pixels.shape[:2], -1)

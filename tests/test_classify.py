@@ -1,0 +1,179 @@
+"""Classifiers, augmentation, the training loop and the metrics."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score
+
+from dinv.classify.architectures import ARCHITECTURES, create_classifier
+from dinv.classify.augment import random_crop, random_horizontal_flip
+from dinv.classify.store import load_classifier, load_classifiers, save_classifier
+from dinv.classify.train import (
+    LabelledImages,
+    batch_sizes,
+    index_stream,
+    learning_rate,
+    pixel_statistics,
+    predict,
+    train_classifier,
+)
+from dinv.errors import UserError
+from dinv.metrics.accuracy import balanced_accuracy, difference, summarize, top1_accuracy
+from dinv.metrics.report import Score, markdown_table, summary
+
+
+def easy_images(n=60, side=16, channels=1, seed=0):
+    """Three classes told apart by brightness."""
+    labels = torch.arange(n) % 3
+    noise = torch.from_numpy(tiny.random_images(n, side, channels, seed)).permute(0, 3, 1, 2) // 5
+    return LabelledImages((noise + 90 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+
+
+def fit(sources=None, seed=0, **update):
+    sources = sources or [easy_images()]
+    statistics = pixel_statistics(sources[0].images)
+    return train_classifier(sources, 3, statistics, tiny.train_params(**update), seed)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (96, 3)])
+def test_architectures_take_small_images(name, side, channels):
+    one = torch.ones(channels)
+    classifier = create_classifier(name, channels, 7, 64, one, one).eval()
+    images = torch.from_numpy(tiny.random_images(2, side, channels)).permute(0, 3, 1, 2)
+    assert classifier(images).shape == (2, 7)
+
+
+def test_resnet18_keeps_full_resolution_into_the_first_stage():
+    classifier = create_classifier("resnet18", 3, 10, 64, torch.zeros(3), torch.ones(3))
+    assert sum(p.numel() for p in classifier.parameters()) == 11_173_962  # the CIFAR ResNet-18
+
+
+def test_training_learns_an_easy_task_and_reports_a_falling_loss():
+    result = fit(num_steps=60)
+    test = easy_images(seed=1)
+    assert (predict(result.classifier, test.images) == test.labels).float().mean() > 0.95
+    assert result.curve[-1][1] < result.curve[0][1] and result.curve[-1][0] == 60
+
+
+def test_same_seed_same_bits_other_seed_other_weights_and_global_rng_is_untouched():
+    state = torch.get_rng_state()
+    a, b, c = fit(), fit(), fit(seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    weights = [torch.cat([p.flatten() for p in r.classifier.parameters()]) for r in (a, b, c)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_mixed_batches_hold_the_asked_share():
+    assert batch_sizes(tiny.train_params(batch_size=64, real_fraction=0.25), 2) == [16, 48]
+    assert batch_sizes(tiny.train_params(batch_size=8, real_fraction=0.01), 2) == [1, 7]
+    assert batch_sizes(tiny.train_params(batch_size=8), 1) == [8]
+
+
+def test_mixed_arm_learns_from_both_sources():
+    real, synthetic = easy_images(), easy_images()
+    only_last = synthetic.labels == 2
+    sources = [
+        LabelledImages(real.images[~only_last], real.labels[~only_last]),
+        LabelledImages(synthetic.images[only_last], synthetic.labels[only_last]),
+    ]
+    result = fit(sources, num_steps=60)
+    test = easy_images(seed=1)
+    assert (predict(result.classifier, test.images) == test.labels).float().mean() > 0.9
+
+
+@given(st.integers(1, 9), st.integers(1, 20))
+def test_index_stream_shows_every_image_once_per_epoch(n, batch_size):
+    stream = index_stream(n, batch_size, torch.Generator().manual_seed(0))
+    seen = torch.cat([next(stream) for _ in range(2 * n)])
+    epochs = seen[: len(seen) // n * n].view(-1, n)
+    assert all(sorted(epoch.tolist()) == list(range(n)) for epoch in epochs)
+
+
+def test_learning_rate_warms_up_and_ends_at_a_thousandth():
+    params = tiny.train_params(num_steps=1000, warmup_steps=100, lr=0.1)
+    rates = [learning_rate(params, step) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.001) and np.argmax(rates) in range(95, 105)
+    assert rates[-1] == pytest.approx(1e-4, rel=0.05)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**20))
+def test_crop_shifts_whole_images_by_at_most_an_eighth(seed):
+    images = torch.randint(1, 256, (3, 2, 16, 16), dtype=torch.uint8)
+    out = random_crop(images, torch.Generator().manual_seed(seed))
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    for image, canvas in zip(out, padded, strict=True):
+        windows = [canvas[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
+        assert any(torch.equal(image, w) for w in windows)
+
+
+def test_flip_mirrors_about_half():
+    images = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).expand(1000, 1, 2, 4)
+    out = random_horizontal_flip(images, torch.Generator().manual_seed(0))
+    flipped = (out == images.flip(3)).flatten(1).all(1)
+    assert ((out == images).flatten(1).all(1) | flipped).all() and 400 < flipped.sum() < 600
+
+
+def test_stored_classifier_predicts_the_same(tmp_path):
+    result, images = fit(), easy_images(seed=2).images
+    save_classifier(result, tiny.train_params(), 5, tmp_path / "part-00000.safetensors")
+    (stored,) = load_classifiers(tmp_path)
+    assert stored.seed == 5 and stored.curve[0][0] == result.curve[0][0]
+    assert torch.equal(stored.classifier(images), result.classifier(images))
+
+
+def test_damaged_classifier_is_named(tmp_path):
+    path = tmp_path / "part-00000.safetensors"
+    save_classifier(fit(), tiny.train_params(), 5, path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"part-00000\.safetensors: "):
+        load_classifier(path)
+    with pytest.raises(UserError, match="no classifiers there"):
+        load_classifiers(tmp_path / "absent")
+
+
+def test_accuracies_known_answers():
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 0])
+    assert top1_accuracy(labels, predicted) == 50.0
+    assert balanced_accuracy(labels, predicted) == pytest.approx(100 * (2 / 3 + 0) / 2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_balanced_accuracy_equals_scikit_learns(pairs):
+    labels, predicted = np.array(pairs).T
+    present = predicted[np.isin(predicted, labels)]
+    if len(present) == len(predicted):
+        expected = 100 * balanced_accuracy_score(labels, predicted)
+        assert balanced_accuracy(labels, predicted) == pytest.approx(expected)
+
+
+def test_summary_known_answer():
+    s = summarize([1.0, 2.0, 3.0])
+    assert (s.mean, s.std, s.n) == (2.0, 1.0, 3) and s.stderr == pytest.approx(1 / math.sqrt(3))
+    assert summarize([4.0]).std is None
+
+
+def test_difference_is_paired_and_signed():
+    d = difference([11.0, 12.0, 13.0], [1.0, 2.0, 3.0])
+    assert (d.mean, d.std) == (10.0, 0.0)
+
+
+def test_report_keeps_arms_and_splits_apart():
+    scores = [
+        Score(arm, seed, split, value + seed + (100 if split == "val" else 0), 0.0)
+        for arm, value in (("real", 10.0), ("synthetic", 20.0))
+        for seed in (1, 0)
+        for split in ("test", "val")
+    ]
+    out = summary(scores, ["real", "synthetic"])
+    assert out["top1_accuracy"] == {"real": 10.5, "synthetic": 20.5}
+    assert out["val_top1_accuracy"]["real"] == 110.5
+    assert out["gain_over_real"]["synthetic"] == {"mean": 10.0, "std": 0.0, "stderr": 0.0, "n": 2}
+    table = markdown_table(scores, ["real", "synthetic"], {"real": 5, "synthetic": 50})
+    assert "| synthetic | 50 | 20.50 ± 0.71 (2) | +10.00 ± 0.00 |" in table
