@@ -86,7 +86,8 @@ def test_sampling_equals_diffusers_own_pipeline(text_model_folder, name, referen
         width=16,
         output_type="np",
     ).images
-    assert np.abs(ours.astype(int) - np.round(theirs * 255)).max() <= 1
+    difference = np.abs(ours.astype(int) - np.round(theirs * 255))
+    assert difference.mean() < 0.1 and difference.max() <= 3
 
 
 def test_v_prediction_and_epsilon_models_of_equal_weights_sample_differently(model, v_model):

@@ -1,0 +1,29 @@
+# `make repro` runs the pipeline, `make test` the tests; each sets up .venv first, from nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: repro test lint install
+
+repro: install
+	dvc repro
+
+test: install lint
+	HF_HUB_OFFLINE=1 pytest
+
+lint: install
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dinv needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,235 @@
+"""Bad input to whole stages: one line on stderr, exit status not 0, nothing finished is lost."""
+
+import json
+import re
+import shutil
+
+import project as projects
+import pytest
+import tiny
+from PIL import Image
+
+from dinv.config import load_params
+from dinv.diffusion.loading import fetch_model, load_model, model_digest
+from dinv.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A project whose download and invert stages have run."""
+    project = projects.create(tmp_path_factory.mktemp("bad") / "prepared")
+    project.repro("invert")
+    return project
+
+
+def misspelt(project):
+    path = project.root / "params.yaml"
+    path.write_text(path.read_text().replace("noise_std:", "noise_sdt:"))
+
+
+def truncate(relative):
+    def damage(project):
+        path = project.root / relative
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data[: len(data) // 2])
+
+    return damage
+
+
+def remove(relative):
+    def damage(project):
+        path = project.root / relative
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def change_model(project):
+    path = project.root / "models/fashion-ldm/scheduler/scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "beta_end": 0.02}))
+
+
+def one_image_of_a_class(project):
+    project.set(data__num_per_class=1)
+    project.stage("download", ok=True)
+    project.stage("invert", ok=True)
+
+
+def broken_folder(project):
+    for name in ("cat", "dog"):
+        folder = project.root / "mine" / name
+        folder.mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(tiny.random_images(1)[0]).save(folder / f"{i}.png")
+    (project.root / "mine/dog/3.png").write_bytes(b"\x89PNG half")
+    project.set(
+        data__source="image_folder", data__root="mine", data__num_per_class=None, data__num_val_per_class=0
+    )
+
+
+CASES = [
+    ("misspelt parameter", misspelt, "generate", r"generate\.noise_sdt: unknown .*did you mean noise_std"),
+    ("wrong type", lambda p: p.set(invert__num_visits="many"), "invert", r"invert\.num_visits = 'many'"),
+    (
+        "out of range",
+        lambda p: p.set(generate__interpolation=2.0),
+        "generate",
+        r"generate\.interpolation = 2\.0",
+    ),
+    (
+        "no model",
+        lambda p: p.set(model__path="models/absent"),
+        "download",
+        r"model\.path = 'models/absent': no such",
+    ),
+    ("no unet", remove("models/fashion-ldm/unet"), "invert", r"changed since the download stage"),
+    ("changed model", change_model, "invert", r"changed since the download stage .*--force download"),
+    ("no data", remove("tinydata/t10k-labels-idx1-ubyte.gz"), "download", r"t10k-labels.*no such file"),
+    ("truncated data", truncate("tinydata/train-images-idx3-ubyte.gz"), "download", r"not a complete gzip"),
+    (
+        "too few images",
+        lambda p: p.set(data__num_per_class=99),
+        "download",
+        r"class 'T-shirt/top' has 6 images",
+    ),
+    ("too many test", lambda p: p.set(data__num_test=999), "download", r"data\.num_test = 999"),
+    (
+        "large images",
+        lambda p: p.set(data__resolution=8),
+        "download",
+        r"train/00000: image of 12x12 is larger",
+    ),
+    (
+        "wrong mode",
+        lambda p: (p.set(data__mode="RGB"), p.stage("download", ok=True)),
+        "invert",
+        r"set it to L",
+    ),
+    (
+        "resolution",
+        lambda p: p.set(model__resolution=18),
+        "invert",
+        r"model\.resolution = 18: must be a multiple",
+    ),
+    ("too many tokens", lambda p: p.set(invert__num_tokens=6), "invert", r"invert\.num_tokens = 6"),
+    ("fp16 on cpu", lambda p: p.set(model__dtype="float16"), "invert", r"model\.dtype = 'float16'"),
+    ("device", lambda p: p.set(execution__device="cuda:77"), "invert", r"execution\.device = 'cuda:77'"),
+    (
+        "damaged images",
+        truncate("data/real/train/part-00000.parquet"),
+        "invert",
+        r"part-00000\.parquet: .*dvc checkout",
+    ),
+    (
+        "damaged embeddings",
+        truncate("data/embeddings/part-00000.safetensors"),
+        "generate",
+        r"part-00000.*dvc checkout",
+    ),
+    ("lonely image", one_image_of_a_class, "generate", r"generate\.interpolation = .*has no partner"),
+    ("broken image", broken_folder, "download", r"mine/dog/3\.png: broken image"),
+    ("no upstream", remove("data/embeddings"), "generate", r"data/embeddings: no embeddings there"),
+    ("no classifiers", lambda p: None, "evaluate", r"data/classifiers/real: no classifiers"),
+]
+
+
+@pytest.mark.parametrize(("damage", "stage", "message"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_one_line_and_a_failing_exit(prepared, tmp_path, damage, stage, message):
+    project = prepared.copy(tmp_path / "copy")
+    damage(project)
+    finished = sorted((project.root / ".scratch").rglob("*.part"))
+    done = project.stage(stage)
+    lines = [line for line in done.stderr.splitlines() if "it/s]" not in line and "?, ?" not in line]
+    assert done.returncode == 1
+    assert re.search(rf"^dinv {stage}: .*{message}", lines[-1]), done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted((project.root / ".scratch").rglob("*.part")) == finished
+
+
+def test_changing_params_during_a_stage_fails_it(prepared, tmp_path):
+    project = prepared.copy(tmp_path / "copy")
+    script = (
+        "from stages.runner import run\n"
+        "from pathlib import Path\n"
+        "def main(generate):\n"
+        "    p = Path('params.yaml'); p.write_text(p.read_text().replace('noise_std: 0.', 'noise_std: 1.'))\n"
+        "run('generate', main)"
+    )
+    done = project.run(projects.sys.executable, "-c", script, ok=False)
+    assert done.returncode == 1 and "changed while the stage ran" in done.stderr
+
+
+def load(folder, **update):
+    return load_model(folder, tiny.model_params(folder, **update), tiny.torch.device("cpu"))
+
+
+def test_model_without_cross_attention(tmp_path):
+    tiny.save_tiny_model(tmp_path, cross_attention=False)
+    with pytest.raises(UserError, match="no cross-attention"):
+        load(tmp_path)
+
+
+def test_model_of_mixed_parts(tmp_path):
+    tiny.save_tiny_model(tmp_path, text=False, text_width=24)
+    with pytest.raises(UserError, match="width 24, its UNet's cross-attention 16"):
+        load(tmp_path)
+
+
+def test_model_without_text_encoder_has_no_empty_prompt(tmp_path):
+    tiny.save_tiny_model(tmp_path, text=False)
+    (tmp_path / "empty_prompt_embeds.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no text encoder.*invert\.init to normal"):
+        load(tmp_path).empty_prompt_embeds(3)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae"])
+def test_truncated_weights(tmp_path, name):
+    tiny.save_tiny_model(tmp_path)
+    path = tmp_path / name / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{name}: cannot be loaded .*fetch it again"):
+        load(tmp_path)
+
+
+def test_pickled_weights_are_never_loaded(tmp_path):
+    tiny.save_tiny_model(tmp_path)
+    path = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+    with pytest.raises(UserError, match="unet: cannot be loaded"):
+        load(tmp_path)
+
+
+def test_missing_component_and_unknown_prediction_type(tmp_path):
+    tiny.save_tiny_model(tmp_path, prediction_type="sample")
+    with pytest.raises(UserError, match="prediction_type 'sample'"):
+        load(tmp_path)
+    shutil.rmtree(tmp_path / "vae")
+    with pytest.raises(UserError, match=r"vae: no config\.json"):
+        load(tmp_path)
+
+
+def test_hub_id_needs_a_revision_and_says_why_it_cannot_be_fetched(monkeypatch):
+    params = load_params(tiny.ROOT / "params.yaml").model
+    with pytest.raises(UserError, match=r"hub id with model\.revision"):
+        fetch_model(params.model_copy(update={"path": "someone/model"}))
+    pinned = params.model_copy(update={"path": "someone/model", "revision": "0" * 40})
+    with pytest.raises(UserError, match="cannot be fetched from the hub"):
+        fetch_model(pinned, local_files_only=True)
+
+
+def test_model_digest_sees_every_byte_it_reads(tmp_path):
+    tiny.save_tiny_model(tmp_path)
+    before = model_digest(tmp_path)
+    path = tmp_path / "vae/diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert model_digest(tmp_path) != before
+    (tmp_path / "README.md").write_text("not read")
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert model_digest(tmp_path) == before

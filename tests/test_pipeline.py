@@ -1,0 +1,211 @@
+"""The whole pipeline under DVC on a tiny model: what runs, what reruns, what survives."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from inspect import signature
+
+import code_deps
+import project as projects
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from ruamel.yaml import YAML
+
+from dinv.config import Params
+
+pytestmark = pytest.mark.slow
+
+ARMS = ("real", "reconstruction", "synthetic", "mixed")
+TRAIN = {f"train@{arm}" for arm in ARMS}
+ON_GENERATED = {"train@synthetic", "train@mixed", "evaluate"}
+PIPELINE = YAML(typ="safe").load((tiny.ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A project after its first `dvc repro`, committed."""
+    project = projects.create(tmp_path_factory.mktemp("project") / "first")
+    assert project.repro() == {"download", "invert", "generate", "evaluate", *TRAIN}
+    project.run("git", "add", ".")
+    project.run("git", "commit", "--quiet", "-m", "ran")
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    return finished.copy(tmp_path / "copy")
+
+
+def tree(project, *folders):
+    """Digest of every output file."""
+    files = [p for f in folders for p in sorted((project.root / f).rglob("*")) if p.is_file()]
+    return {str(p.relative_to(project.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+OUTPUTS = (
+    "data/real",
+    "data/embeddings",
+    "data/generated",
+    "data/reconstructions",
+    "data/classifiers",
+    "metrics",
+)
+
+
+def test_first_run_leaves_a_clean_status_and_something_to_look_at(finished):
+    assert "up to date" in finished.dvc("status").stdout
+    assert finished.repro() == set()
+    summary = json.loads((finished.root / "metrics/summary.json").read_text())
+    assert set(summary["top1_accuracy"]) == set(summary["val_top1_accuracy"]) == set(ARMS)
+    assert summary["gain_over_real"]["mixed"]["n"] == 2
+    for name in ("table.md", "grid.png", "accuracy.csv", "confusion.csv", "inversion_loss.csv"):
+        assert (finished.root / "metrics" / name).stat().st_size > 50
+    confusion = list(csv.DictReader((finished.root / "metrics/confusion.csv").open()))
+    assert len(confusion) == 60
+    assert "top1_accuracy.synthetic" in finished.dvc("metrics", "show").stdout
+    finished.dvc("plots", "show", "-o", "plots")
+    assert "grid.png" in (finished.root / "plots/index.html").read_text()
+
+
+def test_every_generated_image_carries_where_it_came_from(finished):
+    table = pq.read_table(finished.root / "data/generated")
+    real = pq.read_table(finished.root / "data/real/train")
+    label_of = dict(zip(real["id"].to_pylist(), real["label"].to_pylist(), strict=True))
+    assert table.num_rows == 60
+    for row in table.drop(["image"]).to_pylist():
+        assert label_of[row["source_id"]] == label_of[row["partner_id"]] == row["label"]
+        assert row["source_id"] != row["partner_id"]
+    test_ids = set(pq.read_table(finished.root / "data/real/test")["id"].to_pylist())
+    assert not test_ids & {*table["source_id"].to_pylist(), *table["partner_id"].to_pylist()}
+
+
+RERUNS = [
+    ({"data__seed": 1}, {"download", "invert", "generate", "evaluate", *TRAIN}),
+    ({"model__dtype": "bfloat16"}, {"invert", "generate", "evaluate", *TRAIN - {"train@real"}}),
+    ({"invert__lr": 0.02}, {"invert", "generate", *ON_GENERATED}),
+    ({"generate__noise_std": 0.9}, {"generate", *ON_GENERATED}),
+    ({"generate__interpolation": 0.9}, {"generate", *ON_GENERATED}),
+    ({"generate__guidance_scale": 3.0}, {"generate", *ON_GENERATED}),
+    ({"train__lr": 0.05}, {"evaluate", *TRAIN}),
+    ({"evaluate__confusion_arm": "real"}, {"evaluate"}),
+    ({"execution__micro_batch": 7}, set()),
+]
+
+
+def test_every_section_is_covered():
+    assert {next(iter(change)).split("__")[0] for change, _ in RERUNS} == set(Params.model_fields)
+
+
+@pytest.mark.parametrize(("change", "expected"), RERUNS, ids=[next(iter(c)) for c, _ in RERUNS])
+def test_a_changed_parameter_reruns_only_what_is_downstream(project, change, expected):
+    project.set(**change)
+    assert project.repro() == expected
+    assert "up to date" in project.dvc("status").stdout
+
+
+def test_execution_does_not_change_images_or_accuracies(project):
+    """Other micro-batches, same embeddings up to rounding: METHODS' invariance, end to end."""
+    before = pq.read_table(project.root / "data/generated")
+    project.set(execution__micro_batch=7)
+    project.repro("--force", "--single-item", "invert")
+    project.repro("--force", "--single-item", "generate")
+    after = pq.read_table(project.root / "data/generated")
+    assert before.drop(["image"]).equals(after.drop(["image"]))
+
+
+def test_fresh_computation_gives_the_same_bytes(project):
+    before = tree(project, *OUTPUTS)
+    for path in (project.root / ".scratch").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    project.repro("--force")
+    assert tree(project, *OUTPUTS) == before
+
+
+@pytest.mark.parametrize("stage", ["invert", "generate"])
+def test_killed_stage_resumes_with_the_same_bytes(project, stage, monkeypatch):
+    """Parts of 5 images; the stage is killed as soon as one part is on disk."""
+    script = (
+        f"import stages.{stage} as s; from stages.runner import run; s.PART_SIZE = 5; run('{stage}', s.main)"
+    )
+    out = {"invert": "data/embeddings", "generate": "data/generated"}[stage]
+    project.run(sys.executable, "-c", script, DINV_SCRATCH=str(project.root / "whole"))
+    expected = tree(project, out)
+    scratch = project.root / "killed"
+    command = [sys.executable, "-c", script]
+    env = project.env(DINV_SCRATCH=str(scratch))
+    process = subprocess.Popen(command, cwd=project.root, env=env, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(scratch.rglob("*.json")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = len(list(scratch.rglob("*.json")))
+    assert 1 <= finished < len(expected), "killed too late to show anything"
+    again = project.run(*command, DINV_SCRATCH=str(scratch))
+    assert f"of {len(expected)} parts are already finished" in again.stderr
+    assert tree(project, out) == expected
+
+
+def test_more_variants_compute_only_what_is_new(project):
+    """Four variants of 30 images are 120 draws: one part of 60 becomes other, so parts are of 60."""
+    script = "import stages.generate as s; from stages.runner import run; s.PART_SIZE = 60; run('generate', s.main)"
+    project.run(sys.executable, "-c", script)
+    project.set(generate__num_images_per_embedding=4)
+    again = project.run(sys.executable, "-c", script)
+    assert "1 of 2 parts are already finished" in again.stderr
+
+
+def test_edit_of_one_module_reruns_only_its_stages(project):
+    path = project.root / "dinv/generation/perturb.py"
+    path.write_text(path.read_text() + "\n# a comment\n")
+    assert project.repro() == {"generate"}
+
+
+def test_declared_code_is_exactly_what_each_stage_imports():
+    for stage in ("download", "invert", "generate", "train", "evaluate"):
+        block = PIPELINE[stage].get("do", PIPELINE[stage])
+        declared = sorted(d for d in block["deps"] if d.endswith(".py"))
+        assert declared == code_deps.expected_code(stage), stage
+
+
+def test_declared_parameters_are_exactly_what_each_stage_reads():
+    for stage in ("download", "invert", "generate", "train", "evaluate"):
+        main = __import__(f"stages.{stage}", fromlist=["main"]).main
+        read = {name for name in signature(main).parameters if name in Params.model_fields}
+        block = PIPELINE[stage].get("do", PIPELINE[stage])
+        assert {p.split(".")[0] for p in block["params"]} == read - {"execution"}, stage
+
+
+def test_only_evaluate_depends_on_the_test_split():
+    for stage, block in PIPELINE.items():
+        deps = block.get("do", block)["deps"]
+        touches = any(d in ("data", "data/real", "data/real/test", "data/real/val") for d in deps)
+        assert touches == (stage == "evaluate"), stage
+
+
+def test_experiment_reruns_generate_and_later_and_show_compares(project):
+    out = project.dvc("exp", "run", "-n", "more-noise", "-S", "generate.noise_std=0.7").stdout
+    ran = {line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")}
+    assert ran == {"generate", *ON_GENERATED}
+    rows = list(csv.DictReader(io.StringIO(project.dvc("exp", "show", "--csv").stdout)))
+    by_name = {row["Experiment"] or row["rev"]: row for row in rows}
+    assert by_name["more-noise"]["generate.noise_std"] == "0.7"
+    values = {row["top1_accuracy.synthetic"] for row in rows}
+    assert len(values) >= 1 and "" not in values
+    diff = project.dvc("params", "diff", "--json").stdout
+    assert json.loads(diff)["params.yaml"]["generate.noise_std"]["new"] == 0.7
+
+
+def test_run_cache_restores_an_earlier_setting(project):
+    project.set(generate__noise_std=0.7)
+    project.dvc("repro")
+    project.set(generate__noise_std=tiny.PARAMS.generate.noise_std)
+    out = project.dvc("repro").stdout
+    assert "Stage 'generate' is cached" in out
