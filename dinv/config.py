@@ -168,7 +168,9 @@ def parse_params(raw: dict[str, Any], place: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{place}: {_one_line(error.errors()[0])}") from error
+        # A misspelt key is also a missing one; naming the misspelling helps more.
+        errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise UserError(f"{place}: {_one_line(errors[0])}") from error
 
 
 def _one_line(error: ErrorDetails) -> str:

@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import project as projects
 import tiny
 
 
@@ -40,3 +41,13 @@ def v_model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_global_seed_is_relied_on():
     torch.seed()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A project after its first `dvc repro`, committed."""
+    project = projects.create(tmp_path_factory.mktemp("project") / "first")
+    assert project.repro() == projects.STAGES
+    project.run("git", "add", ".")
+    project.run("git", "commit", "--quiet", "-m", "ran")
+    return project

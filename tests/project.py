@@ -24,6 +24,8 @@ SMALL = {
     "train.width": 8,
     "train.seeds": [0, 1],
 }
+ARMS = ("real", "reconstruction", "synthetic", "mixed")
+STAGES = {"download", "invert", "generate", "evaluate", *(f"train@{arm}" for arm in ARMS)}
 
 
 class Project:

@@ -1,5 +1,7 @@
 """Bad input to whole stages: one line on stderr, exit status not 0, nothing finished is lost."""
 
+import contextlib
+import importlib
 import json
 import re
 import shutil
@@ -12,15 +14,27 @@ from PIL import Image
 from dinv.config import load_params
 from dinv.diffusion.loading import fetch_model, load_model, model_digest
 from dinv.errors import UserError
+from stages import runner
 
 pytestmark = pytest.mark.slow
+
+
+def run_stage(project, name):
+    """Run a stage in this process, as `python -m stages.NAME` does; return its one-line error or None."""
+    main = importlib.import_module(f"stages.{name}").main
+    with contextlib.chdir(project.root):
+        try:
+            runner.run(name, main)
+        except SystemExit as error:
+            return error.code
+    return None
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
     """A project whose download and invert stages have run."""
     project = projects.create(tmp_path_factory.mktemp("bad") / "prepared")
-    project.repro("invert")
+    assert run_stage(project, "download") is None and run_stage(project, "invert") is None
     return project
 
 
@@ -55,8 +69,7 @@ def change_model(project):
 
 def one_image_of_a_class(project):
     project.set(data__num_per_class=1)
-    project.stage("download", ok=True)
-    project.stage("invert", ok=True)
+    assert run_stage(project, "download") is None and run_stage(project, "invert") is None
 
 
 def broken_folder(project):
@@ -105,7 +118,7 @@ CASES = [
     ),
     (
         "wrong mode",
-        lambda p: (p.set(data__mode="RGB"), p.stage("download", ok=True)),
+        lambda p: (p.set(data__mode="RGB"), run_stage(p, "download")),
         "invert",
         r"set it to L",
     ),
@@ -142,25 +155,28 @@ def test_one_line_and_a_failing_exit(prepared, tmp_path, damage, stage, message)
     project = prepared.copy(tmp_path / "copy")
     damage(project)
     finished = sorted((project.root / ".scratch").rglob("*.part"))
-    done = project.stage(stage)
-    lines = [line for line in done.stderr.splitlines() if "it/s]" not in line and "?, ?" not in line]
-    assert done.returncode == 1
-    assert re.search(rf"^dinv {stage}: .*{message}", lines[-1]), done.stderr
-    assert "Traceback" not in done.stderr
+    error = run_stage(project, stage)
+    assert re.search(rf"^dinv {stage}: .*{message}", error) and "\n" not in error
     assert sorted((project.root / ".scratch").rglob("*.part")) == finished
+
+
+def test_a_real_process_ends_with_status_one_and_that_line(prepared, tmp_path):
+    project = prepared.copy(tmp_path / "copy")
+    misspelt(project)
+    done = project.stage("generate")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("dinv generate: params.yaml: generate.noise_sdt")
+    assert "Traceback" not in done.stderr
 
 
 def test_changing_params_during_a_stage_fails_it(prepared, tmp_path):
     project = prepared.copy(tmp_path / "copy")
-    script = (
-        "from stages.runner import run\n"
-        "from pathlib import Path\n"
-        "def main(generate):\n"
-        "    p = Path('params.yaml'); p.write_text(p.read_text().replace('noise_std: 0.', 'noise_std: 1.'))\n"
-        "run('generate', main)"
-    )
-    done = project.run(projects.sys.executable, "-c", script, ok=False)
-    assert done.returncode == 1 and "changed while the stage ran" in done.stderr
+
+    def main(generate):
+        project.set(generate__noise_std=generate.noise_std + 1)
+
+    with contextlib.chdir(project.root), pytest.raises(SystemExit, match="changed while the stage ran"):
+        runner.run("generate", main)
 
 
 def load(folder, **update):

@@ -12,30 +12,19 @@ import time
 from inspect import signature
 
 import code_deps
-import project as projects
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from project import ARMS, STAGES
 from ruamel.yaml import YAML
 
 from dinv.config import Params
 
 pytestmark = pytest.mark.slow
 
-ARMS = ("real", "reconstruction", "synthetic", "mixed")
 TRAIN = {f"train@{arm}" for arm in ARMS}
 ON_GENERATED = {"train@synthetic", "train@mixed", "evaluate"}
 PIPELINE = YAML(typ="safe").load((tiny.ROOT / "dvc.yaml").read_text())["stages"]
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A project after its first `dvc repro`, committed."""
-    project = projects.create(tmp_path_factory.mktemp("project") / "first")
-    assert project.repro() == {"download", "invert", "generate", "evaluate", *TRAIN}
-    project.run("git", "add", ".")
-    project.run("git", "commit", "--quiet", "-m", "ran")
-    return project
 
 
 @pytest.fixture
@@ -87,20 +76,26 @@ def test_every_generated_image_carries_where_it_came_from(finished):
 
 
 RERUNS = [
-    ({"data__seed": 1}, {"download", "invert", "generate", "evaluate", *TRAIN}),
-    ({"model__dtype": "bfloat16"}, {"invert", "generate", "evaluate", *TRAIN - {"train@real"}}),
+    ({"data__seed": 1}, STAGES),
     ({"invert__lr": 0.02}, {"invert", "generate", *ON_GENERATED}),
     ({"generate__noise_std": 0.9}, {"generate", *ON_GENERATED}),
-    ({"generate__interpolation": 0.9}, {"generate", *ON_GENERATED}),
-    ({"generate__guidance_scale": 3.0}, {"generate", *ON_GENERATED}),
     ({"train__lr": 0.05}, {"evaluate", *TRAIN}),
     ({"evaluate__confusion_arm": "real"}, {"evaluate"}),
     ({"execution__micro_batch": 7}, set()),
 ]
+FIRST_TO_RERUN = [
+    ({"model__resolution": 32}, {"invert", "generate"}),
+    ({"model__revision": "abc"}, {"download", "invert", "generate"}),
+    ({"generate__interpolation": 0.9}, {"generate"}),
+    ({"generate__guidance_scale": 3.0}, {"generate"}),
+    ({"train__seeds": [7]}, TRAIN),
+    ({"execution__device": "cuda"}, set()),
+]
 
 
 def test_every_section_is_covered():
-    assert {next(iter(change)).split("__")[0] for change, _ in RERUNS} == set(Params.model_fields)
+    changed = {next(iter(change)).split("__")[0] for change, _ in RERUNS + FIRST_TO_RERUN}
+    assert changed == set(Params.model_fields)
 
 
 @pytest.mark.parametrize(("change", "expected"), RERUNS, ids=[next(iter(c)) for c, _ in RERUNS])
@@ -108,6 +103,15 @@ def test_a_changed_parameter_reruns_only_what_is_downstream(project, change, exp
     project.set(**change)
     assert project.repro() == expected
     assert "up to date" in project.dvc("status").stdout
+
+
+def test_a_changed_parameter_touches_only_its_own_stages(project):
+    """The stages that read the parameter; the test above shows what follows from them."""
+    original = (project.root / "params.yaml").read_text()
+    for change, expected in FIRST_TO_RERUN:
+        project.set(**change)
+        assert set(json.loads(project.dvc("status", "--json").stdout)) == expected, change
+        (project.root / "params.yaml").write_text(original)
 
 
 def test_execution_does_not_change_images_or_accuracies(project):

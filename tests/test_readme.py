@@ -1,0 +1,82 @@
+"""README: its tables are those of the committed runs, and its commands work."""
+
+import re
+import shutil
+
+import pytest
+import tiny
+from PIL import Image
+from ruamel.yaml import YAML
+
+README = (tiny.ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+# Small numbers in place of the real ones, and places of this test for places of the reader.
+SMALLER = {
+    "num_visits=1000": "num_visits=2",
+    "model.resolution=256": "model.resolution=16",
+    "s3://my-bucket": "../remote",
+}
+
+
+def lock():
+    return YAML(typ="safe").load((tiny.ROOT / "dvc.lock").read_text())["stages"]
+
+
+@pytest.mark.parametrize("source", ["metrics/table.md", "docs/five_per_class.md"])
+def test_tables_are_those_of_the_committed_runs(source):
+    shown = re.search(rf"<!-- {re.escape(source)} -->\n(.*?)<!-- end -->", README, re.S)
+    table = [line for line in (tiny.ROOT / source).read_text().splitlines() if line.startswith("|")]
+    assert shown[1].strip().splitlines() == table
+
+
+def test_committed_lock_belongs_to_the_committed_parameters():
+    params = YAML(typ="safe").load((tiny.ROOT / "params.yaml").read_text())
+    for stage, entry in lock().items():
+        for name, value in entry.get("params", {}).get("params.yaml", {}).items():
+            section, _, key = name.partition(".")
+            assert (params[section][key] if key else params[section]) == value, (stage, name)
+
+
+def test_linked_files_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (tiny.ROOT / target).exists(), target
+
+
+def test_first_block_is_the_make_targets():
+    targets = re.findall(r"^(\w+):", (tiny.ROOT / "Makefile").read_text(), re.M)
+    assert re.findall(r"^make (\w+)", BLOCKS[0], re.M) == ["repro", "test"]
+    assert {"repro", "test"} <= set(targets)
+
+
+def prepare_own_images(root):
+    for k, name in enumerate(("cat", "dog")):
+        folder = root / "my_images" / name
+        folder.mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(tiny.random_images(1, 24, seed=10 * k + i)[0]).save(folder / f"{i}.png")
+
+
+def prepare_hub_cache(root, block):
+    """What a download would leave: the pinned snapshot of a tiny Stable Diffusion in the hub's cache."""
+    repository = re.search(r"model\.path=(\S+)", block)[1].replace("/", "--")
+    revision = re.search(r"model\.revision=(\S+)", block)[1]
+    snapshot = root / "hub" / f"models--{repository}" / "snapshots" / revision
+    tiny.save_tiny_model(snapshot)
+    shutil.rmtree(snapshot / "tokenizer-source")
+    return str(root / "hub")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS[1:], ids=lambda b: b.split("\n")[0][:30])
+def test_commands_work(finished, tmp_path, block):
+    project = finished.copy(tmp_path / "copy")
+    prepare_own_images(project.root)
+    script = block
+    for real, small in SMALLER.items():
+        script = script.replace(real, small)
+    extra = {}
+    if "model.revision" in block:
+        extra["HF_HUB_CACHE"] = prepare_hub_cache(tmp_path, block)
+        project.set(train__num_steps=2, train__warmup_steps=0, train__width=64, invert__num_tokens=3)
+    done = project.run("bash", "-e", "-c", script, **extra)
+    assert "ERROR" not in done.stderr
