@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from ruamel.yaml import YAML
 
 from dinv.config import load_params
@@ -42,6 +43,10 @@ def run(stage: str, main: Callable[..., None], **arguments: Any) -> None:
             )
     except UserError as error:
         sys.exit(f"dinv {stage}: {error}")
+    except torch.OutOfMemoryError:
+        sys.exit(f"dinv {stage}: out of GPU memory; lower execution.micro_batch, finished parts are kept")
+    except OSError as error:
+        sys.exit(f"dinv {stage}: {error}; check free space and permissions, finished parts are kept")
 
 
 def declared_code(stage: str) -> list[Path]:

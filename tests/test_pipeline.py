@@ -153,7 +153,7 @@ def test_killed_stage_resumes_with_the_same_bytes(project, stage, monkeypatch):
     finished = len(list(scratch.rglob("*.json")))
     assert 1 <= finished < len(expected), "killed too late to show anything"
     again = project.run(*command, DINV_SCRATCH=str(scratch))
-    assert f"of {len(expected)} parts are already finished" in again.stderr
+    assert f"of {len(expected)} parts are already finished" in again.stdout
     assert tree(project, out) == expected
 
 
@@ -163,7 +163,7 @@ def test_more_variants_compute_only_what_is_new(project):
     project.run(sys.executable, "-c", script)
     project.set(generate__num_images_per_embedding=4)
     again = project.run(sys.executable, "-c", script)
-    assert "1 of 2 parts are already finished" in again.stderr
+    assert "1 of 2 parts are already finished" in again.stdout
 
 
 def test_edit_of_one_module_reruns_only_its_stages(project):
