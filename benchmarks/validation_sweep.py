@@ -26,14 +26,13 @@ from dinv.inversion.invert import invert
 
 # noise_std, interpolation, guidance_scale: one change at a time around promising points.
 SETTINGS = [
-    (0.0, 0.0, 1.0),
-    (0.2, 0.2, 1.0),
     (0.4, 0.4, 1.0),
     (0.8, 0.4, 1.0),
-    (0.4, 0.8, 1.0),
     (0.8, 0.8, 1.0),
-    (0.4, 0.4, 1.5),
-    (1.2, 0.8, 1.5),
+    (0.0, 0.0, 1.0),
+    (0.2, 0.2, 1.0),
+    (1.2, 0.8, 1.0),
+    (0.8, 0.4, 1.5),
 ]
 
 

@@ -98,6 +98,7 @@ class TrainParams(Section):
 
     architecture: Literal["convnet3", "resnet18"]
     width: PositiveInt
+    dtype: Literal["float32", "bfloat16"]
     num_steps: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]
     real_fraction: Annotated[float, Field(gt=0, lt=1)]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from dinv.classify.architectures import Classifier, create_classifier
 from dinv.classify.augment import random_crop, random_horizontal_flip
 from dinv.config import TrainParams
+from dinv.execution.device import computes_bfloat16
 from dinv.rng import derive_seed, generator
 
 CURVE_POINTS = 50
@@ -91,11 +92,13 @@ def train_classifier(
     )
     sizes = batch_sizes(params, len(sources))
     streams = [index_stream(len(s.labels), n, g) for s, n in zip(sources, sizes, strict=True)]
+    use_bfloat16 = params.dtype == "bfloat16" and computes_bfloat16(device)
     losses = []
     for step in range(params.num_steps):
         optimizer.param_groups[0]["lr"] = learning_rate(params, step)
         images, labels = _next_batch(sources, streams)
-        logits = classifier(_augment(images, params, g))
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
+            logits = classifier(_augment(images, params, g)).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=params.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

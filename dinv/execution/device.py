@@ -5,6 +5,13 @@ import torch
 from dinv.errors import UserError
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 instructions; without them bfloat16 is slower than float32."""
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the torch device for `auto | cpu | cuda | cuda:N | mps`; raises UserError if absent."""
     if name == "auto":
