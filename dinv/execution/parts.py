@@ -100,10 +100,14 @@ def run_parts(
     with store.lock(parts), tqdm(total=total, initial=initial, unit=unit, mininterval=1) as bar:
         if any(done):
             bar.write(f"{sum(done)} of {len(parts)} parts are already finished")
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
         for i, part in enumerate(parts):
             if not done[i]:
                 bar.set_description(part.name)
-                store.add(part, compute(i, bar.update))
+                store.add(part, compute(i, advance))
     return [store.path(part) for part in parts]
 
 
