@@ -8,6 +8,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from sklearn.metrics import balanced_accuracy_score
 
 from dinv.classify.architectures import ARCHITECTURES, create_classifier
@@ -126,6 +127,12 @@ def test_stored_classifier_predicts_the_same(tmp_path):
     (stored,) = load_classifiers(tmp_path)
     assert stored.seed == 5 and stored.curve[0][0] == result.curve[0][0]
     assert torch.equal(stored.classifier(images), result.classifier(images))
+
+
+def test_a_classifier_has_one_metadata_entry_so_that_its_bytes_are_stable(tmp_path):
+    save_classifier(fit(), tiny.train_params(), 5, tmp_path / "a")
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert len(file.metadata()) == 1
 
 
 def test_damaged_classifier_is_named(tmp_path):

@@ -34,7 +34,9 @@ def save_classifier(result: TrainingResult, params: TrainParams, seed: int, path
         "num_channels": result.classifier.mean.shape[1],
         "num_classes": result.num_classes,
     }
-    save_file(tensors, path, {"build": json.dumps(build, sort_keys=True), "seed": str(seed)})
+    # One entry only: safetensors writes several in an order that changes from process to process.
+    meta = json.dumps({"build": build, "seed": seed}, sort_keys=True)
+    save_file(tensors, path, {"classifier": meta})
 
 
 def load_classifier(path: Path) -> StoredClassifier:
@@ -42,8 +44,8 @@ def load_classifier(path: Path) -> StoredClassifier:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            meta = file.metadata() or {}
-        build, seed = json.loads(meta["build"]), int(meta["seed"])
+            meta = json.loads((file.metadata() or {})["classifier"])
+        build, seed = meta["build"], int(meta["seed"])
         curve = list(zip(tensors.pop("curve.step").tolist(), tensors.pop("curve.loss").tolist(), strict=True))
         one = torch.ones(build["num_channels"])
         classifier = create_classifier(**build, mean=one, std=one)
