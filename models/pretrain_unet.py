@@ -131,7 +131,9 @@ def train(
 def save(model: Trainee, scheduler: DDPMScheduler, output: Path) -> None:
     """Write the float16 model in diffusers layout, with its empty embedding."""
     model.unet.half().save_pretrained(output / "unet")
-    AutoencoderKL.from_pretrained(output / "vae").half().save_pretrained(output / "vae")
+    vae = AutoencoderKL.from_pretrained(output / "vae").half()
+    vae.register_to_config(_name_or_path="")  # else the folder of this machine would ship
+    vae.save_pretrained(output / "vae")
     scheduler.save_pretrained(output / "scheduler")
     empty = {"prompt_embeds": model.encoder.empty.detach().half()}
     save_file(empty, output / "empty_prompt_embeds.safetensors")
