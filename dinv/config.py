@@ -74,6 +74,7 @@ class InvertParams(Section):
     weight_decay: NonNegativeFloat
     timestep_sampling: Literal["uniform", "stratified"]
     latents: Literal["sample", "mean"]
+    storage_dtype: Literal["float32", "float16"]
     seed: Seed
 
 
@@ -133,6 +134,19 @@ class ExecutionParams(Section):
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     micro_batch: PositiveInt
+    backend: Literal["local", "ray"]
+    num_workers: PositiveInt
+    cpus_per_worker: PositiveInt
+    gpus_per_worker: NonNegativeFloat
+    address: str | None
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> "ExecutionParams":
+        if self.backend == "local" and self.num_workers > 1:
+            raise ValueError(f"num_workers = {self.num_workers} needs backend: ray; local has one worker")
+        if self.backend == "local" and self.address is not None:
+            raise ValueError(f"address = {self.address!r} needs backend: ray")
+        return self
 
 
 class Params(Section):

@@ -16,11 +16,11 @@ import torch
 from dinv.classify.store import StoredClassifier, load_classifiers
 from dinv.classify.train import predict
 from dinv.config import ARMS, EvaluateParams, ExecutionParams
-from dinv.data.image_set import ImageSet, load_image_set
+from dinv.data.image_set import ImageSet, ImageSetReader, load_image_set
 from dinv.errors import UserError
 from dinv.execution.device import resolve_device
 from dinv.files import atomic_write, write_json
-from dinv.inversion.bank import EmbeddingBank, load_bank
+from dinv.inversion.bank import LossCurves, load_part, loss_curves, part_paths
 from dinv.metrics.accuracy import balanced_accuracy, top1_accuracy
 from dinv.metrics.report import Score, markdown_table, summary
 from stages.runner import run
@@ -41,16 +41,15 @@ def main(evaluate: EvaluateParams, execution: ExecutionParams) -> None:
         for split, images in splits.items()
         if len(images)
     ]
-    bank = load_bank(Path("data/embeddings"))
-    heldout = {"first": bank.heldout_loss[0], "last": bank.heldout_loss[-1]}
-    losses = {k: round(v.mean().item(), 5) for k, v in heldout.items()}
+    curves = loss_curves(map(load_part, part_paths(Path("data/embeddings"))))
+    losses = {"first": round(curves.heldout[0].item(), 5), "last": round(curves.heldout[-1].item(), 5)}
     write_json(METRICS / "summary.json", {**summary(scores, ARMS), "heldout_loss": losses})
     write_csv(METRICS / "accuracy.csv", [vars(s) for s in scores])
     confusion = confusion_rows(arms[evaluate.confusion_arm][0], splits["test"], device)
     write_csv(METRICS / "confusion.csv", confusion)
     write_csv(METRICS / "classifier_loss.csv", classifier_curve(arms))
-    write_csv(METRICS / "inversion_loss.csv", inversion_curve(bank))
-    write_csv(METRICS / "inversion_heldout_loss.csv", heldout_curve(bank))
+    write_csv(METRICS / "inversion_loss.csv", inversion_curve(curves))
+    write_csv(METRICS / "inversion_heldout_loss.csv", heldout_curve(curves))
     shutil.copyfile("data/grid.png", METRICS / "grid.png")
     table = markdown_table(scores, ARMS, num_images())
     with atomic_write(METRICS / "table.md") as temporary:
@@ -90,9 +89,9 @@ def classifier_curve(arms: dict[str, list[StoredClassifier]]) -> list[dict[str, 
     ]
 
 
-def inversion_curve(bank: EmbeddingBank) -> list[dict[str, Any]]:
+def inversion_curve(curves: LossCurves) -> list[dict[str, Any]]:
     """Training loss, mean over images and over intervals of visits."""
-    losses = bank.train_loss.mean(1)
+    losses = curves.train
     interval = max(1, len(losses) // CURVE_POINTS)
     ends = range(interval, len(losses) + 1, interval)
     return [
@@ -100,27 +99,20 @@ def inversion_curve(bank: EmbeddingBank) -> list[dict[str, Any]]:
     ]
 
 
-def heldout_curve(bank: EmbeddingBank) -> list[dict[str, Any]]:
+def heldout_curve(curves: LossCurves) -> list[dict[str, Any]]:
     """Loss on fixed draws never trained on, mean over images."""
     return [
-        {"visit": int(visit), "heldout_denoising_loss": round(losses.mean().item(), 6)}
-        for visit, losses in zip(bank.heldout_visits, bank.heldout_loss, strict=True)
+        {"visit": int(visit), "heldout_denoising_loss": round(loss.item(), 6)}
+        for visit, loss in zip(curves.heldout_visits, curves.heldout, strict=True)
     ]
 
 
 def num_images() -> dict[str, int]:
-    real = len(load_image_set(Path("data/real/train")))
-    synthetic = len(load_image_set(Path("data/generated")))
-    return {
-        "real": real,
-        "reconstruction": real,
-        "synthetic": synthetic,
-        "mixed": real + synthetic,
-    }
+    real, synthetic = (len(ImageSetReader(Path(p))) for p in ("data/real/train", "data/generated"))
+    return {"real": real, "reconstruction": real, "synthetic": synthetic, "mixed": real + synthetic}
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

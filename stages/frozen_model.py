@@ -1,5 +1,7 @@
 """Open the frozen model that the download stage recorded."""
 
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 
 from dinv.config import ExecutionParams, ModelParams
@@ -12,17 +14,36 @@ from stages.runner import read_json
 RECORD = Path("data/model.json")
 
 
-def open_model(params: ModelParams, execution: ExecutionParams) -> tuple[LatentDiffusion, str]:
-    """Load the model; return it and the digest of its files.
+class FrozenModel:
+    """The model of params.yaml, checked against the record and loaded when it is needed.
 
     Raises:
         UserError: the files are not those that the download stage saw.
     """
-    folder = fetch_model(params, local_files_only=True)
-    digest = model_digest(folder)
-    if digest != read_json(RECORD)["sha256"]:
-        raise UserError(
-            f"model.path = {params.path!r}: its files changed since the download stage recorded "
-            "them; run dvc repro --force download, then dvc repro"
-        )
-    return load_model(folder, params, resolve_device(execution.device)), digest
+
+    def __init__(self, params: ModelParams, execution: ExecutionParams):
+        self.params, self.execution = params, execution
+        self.folder = fetch_model(params, local_files_only=True)
+        self.digest = model_digest(self.folder)
+        if self.digest != read_json(RECORD)["sha256"]:
+            raise UserError(
+                f"model.path = {params.path!r}: its files changed since the download stage recorded "
+                "them; run dvc repro --force download, then dvc repro"
+            )
+
+    @cached_property
+    def loaded(self) -> LatentDiffusion:
+        """The model in this process."""
+        return load(self.folder, self.params, self.execution.device)
+
+    @property
+    def opener(self) -> Callable[[], LatentDiffusion]:
+        """What a worker calls to have the model: this process's own, or loaded where it runs."""
+        if self.execution.backend == "local":
+            return lambda: self.loaded
+        return partial(load, self.folder.resolve(), self.params, self.execution.device)
+
+
+def load(folder: Path, params: ModelParams, device: str) -> LatentDiffusion:
+    """Load on the device of the machine this is called on."""
+    return load_model(folder, params, resolve_device(device))

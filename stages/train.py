@@ -5,6 +5,7 @@ python -m stages.train --arm synthetic
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from dinv.classify.train import LabelledImages, pixel_statistics, train_classifi
 from dinv.config import ARMS, ExecutionParams, TrainParams
 from dinv.data.image_set import ImageSet, load_image_set
 from dinv.execution.device import resolve_device
-from dinv.execution.parts import Part, PartStore, collect, run_parts
+from dinv.execution.parts import FILES, PartStore, Plan, to_bytes
+from dinv.execution.run import run_parts
 from dinv.files import bytes_digest, digest_of
 from stages.runner import run
 
@@ -31,29 +33,41 @@ def main(train: TrainParams, execution: ExecutionParams, code_digest: str, arm: 
     real = load_image_set(Path("data/real/train"))
     settings = train.model_dump(exclude={"seeds"})
     content = [bytes_digest(s.images.tobytes(), s.labels.tobytes()) for s in (real, *sources)]
-    key = [code_digest, settings, content]
-    num_images = train.num_steps * train.batch_size
-    parts = [Part(f"{arm}, seed {seed}", digest_of([*key, seed]), num_images) for seed in train.seeds]
-    device = resolve_device(execution.device)
-    compute = trainer(sources, real, train, device)
-    paths = run_parts(PartStore("train"), parts, compute)
-    collect(paths, Path("data/classifiers") / arm, ".safetensors")
+    plan = make_plan(arm, train, [code_digest, settings, content])
+    worker = partial(TrainWorker, sources, real, train, resolve_device(execution.device))
+    here = execution.model_copy(update={"backend": "local"})  # the images stay on this machine
+    run_parts(plan, PartStore("train"), FILES, worker, here, Path("data/classifiers") / arm)
 
 
-def trainer(
-    sources: Sequence[ImageSet], real: ImageSet, params: TrainParams, device: torch.device
-) -> Callable[[int, Callable[[int], None]], Callable[[Path], None]]:
-    statistics = pixel_statistics(real.tensor())
-    on_device = [
-        LabelledImages(s.tensor().to(device), torch.from_numpy(s.labels).to(device)) for s in sources
-    ]
+def make_plan(arm: str, params: TrainParams, key: list[object]) -> Plan:
+    """One part per seed; its task is the seed."""
 
-    def compute(i: int, advance: Callable[[int], None]) -> Callable[[Path], None]:
-        num_classes, seed = len(real.class_names), params.seeds[i]
-        result = train_classifier(on_device, num_classes, statistics, params, seed, advance)
-        return lambda path: save_classifier(result, params, seed, path)
+    def digests(rows: Sequence[int]) -> list[str]:
+        return [digest_of([*key, params.seeds[row]]) for row in rows]
 
-    return compute
+    def seed(rows: Sequence[int]) -> int:
+        return params.seeds[rows[0]]
+
+    num_images = params.num_steps * params.batch_size
+    return Plan(f"{arm}, classifier", len(params.seeds), 1, digests, seed, "image", num_images)
+
+
+class TrainWorker:
+    """Seed -> bytes of a classifier file."""
+
+    def __init__(
+        self, sources: Sequence[ImageSet], real: ImageSet, params: TrainParams, device: torch.device
+    ):
+        self.params, self.num_classes = params, len(real.class_names)
+        self.statistics = pixel_statistics(real.tensor())
+        self.sources = [
+            LabelledImages(s.tensor().to(device), torch.from_numpy(s.labels).to(device)) for s in sources
+        ]
+
+    def compute(self, seed: int, advance: Callable[[int], None]) -> bytes:
+        """Train one classifier."""
+        result = train_classifier(self.sources, self.num_classes, self.statistics, self.params, seed, advance)
+        return to_bytes(lambda path: save_classifier(result, self.params, seed, path))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_broken_files(tmp_path, text):
 def test_numbers_are_read_as_dvc_writes_them(tmp_path):
     """`dvc exp run -S invert.lr=1e-5` writes 1e-05, which YAML 1.1 readers take for a string."""
     path = tmp_path / "params.yaml"
-    path.write_text((tiny.ROOT / "params.yaml").read_text().replace("lr: 0.03 ", "lr: 1e-05 "))
+    path.write_text((tiny.ROOT / "params.yaml").read_text().replace("lr: 0.1 ", "lr: 1e-05 ", 1))
     assert load_params(path).invert.lr == 1e-5
 
 

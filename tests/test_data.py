@@ -13,10 +13,10 @@ from PIL import Image
 
 from dinv.config import DataParams
 from dinv.data.grid import labelled_grid
-from dinv.data.image_set import ImageSet, load_image_set, save_image_set
+from dinv.data.image_set import ImageSet, ImageSetReader, load_image_set, save_image_set
 from dinv.data.resize import convert_batch, to_square
 from dinv.data.sources.fashion_mnist import read_idx
-from dinv.data.split import split_off_test, split_train_val
+from dinv.data.split import keyed_order, split_off_test, split_train_val
 from dinv.data.task import load_task
 from dinv.errors import UserError
 
@@ -149,33 +149,41 @@ def test_convert_batch_scales_and_changes_channels():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 9))
 def test_splits_are_stratified_disjoint_and_nested(k, v, seed):
-    labels = np.repeat(np.arange(2), [9, 12])
-    train, val = split_train_val(labels, CLASSES, k, v, seed)
-    more, val_of_more = split_train_val(labels, CLASSES, k + 1, v, seed)
+    labels, ids = np.repeat(np.arange(2), [9, 12]), [f"i{i}" for i in range(21)]
+    train, val = split_train_val(labels, ids, CLASSES, k, v, seed)
+    more, val_of_more = split_train_val(labels, ids, CLASSES, k + 1, v, seed)
     assert np.bincount(labels[train], minlength=2).tolist() == [k, k]
     assert np.bincount(labels[val], minlength=2).tolist() == [v, v]
-    assert not set(train) & set(val) and set(train) < set(more) and val == val_of_more
+    assert not set(train) & set(val) and more[: len(train)] == train and val == val_of_more
 
 
 def test_all_remaining_images_are_taken_for_null():
-    labels = np.repeat(np.arange(2), [9, 12])
-    train, val = split_train_val(labels, CLASSES, None, 2, 0)
+    labels, ids = np.repeat(np.arange(2), [9, 12]), [f"i{i}" for i in range(21)]
+    train, val = split_train_val(labels, ids, CLASSES, None, 2, 0)
     assert len(train) == 7 + 10 and len(val) == 4
 
 
 def test_a_fifth_of_every_class_is_set_aside_for_test():
-    labels = np.repeat(np.arange(2), [10, 3])
-    rest, test = split_off_test(labels, CLASSES, 0)
+    labels, ids = np.repeat(np.arange(2), [10, 3]), [f"i{i}" for i in range(13)]
+    rest, test = split_off_test(labels, ids, CLASSES, 0)
     assert sorted(rest + test) == list(range(13))
     assert np.bincount(labels[test]).tolist() == [2, 1]
+
+
+@given(st.sets(st.text(min_size=1), min_size=2, max_size=12), st.integers(0, 5))
+def test_adding_images_moves_no_other(ids, seed):
+    ids = sorted(ids)
+    every = [ids[i] for i in keyed_order(ids, seed, "split")]
+    fewer = [ids[1:][i] for i in keyed_order(ids[1:], seed, "split")]
+    assert fewer == [i for i in every if i != ids[0]]
 
 
 def test_flat_folder_becomes_a_task(tmp_path):
     task = load_task(folder_params(fill_folder(tmp_path / "mine", 10), num_val_per_class=2))
     assert (len(task.train), len(task.val), len(task.test)) == (12, 4, 4)
     assert task.train.class_names == CLASSES
-    assert len({*task.train.ids, *task.val.ids, *task.test.ids}) == 20
-    assert task.train.ids[0].startswith("cat/")
+    assert len({*task.train.raw.ids, *task.val.raw.ids, *task.test.raw.ids}) == 20
+    assert task.train.raw.ids[0].startswith("cat/")
 
 
 def test_split_folder_keeps_its_splits(tmp_path):
@@ -183,7 +191,7 @@ def test_split_folder_keeps_its_splits(tmp_path):
         fill_folder(tmp_path / split, 3)
     task = load_task(folder_params(tmp_path, num_per_class=2, num_test=4))
     assert (len(task.train), len(task.val), len(task.test)) == (4, 6, 4)
-    assert all(i.startswith("test/") for i in task.test.ids)
+    assert all(i.startswith("test/") for i in task.test.raw.ids)
 
 
 def test_bundled_sample_is_the_published_data():
@@ -194,10 +202,10 @@ def test_bundled_sample_is_the_published_data():
 
 def test_default_task_is_balanced_and_keeps_test_apart():
     task = load_task(tiny.PARAMS.data.model_copy(update={"num_test": 50, "num_per_class": 3}))
-    assert np.bincount(task.train.labels).tolist() == [3] * 10
-    assert task.train.images.shape == (30, 32, 32, 1) and len(task.test) == 50
-    assert all(i.startswith("t10k/") for i in task.test.ids)
-    assert all(i.startswith("train/") for i in (*task.train.ids, *task.val.ids))
+    assert np.bincount(task.train.raw.labels).tolist() == [3] * 10
+    assert task.train.load().images.shape == (30, 32, 32, 1) and len(task.test) == 50
+    assert all(i.startswith("t10k/") for i in task.test.raw.ids)
+    assert all(i.startswith("train/") for i in (*task.train.raw.ids, *task.val.raw.ids))
 
 
 def broken(kind):
@@ -218,11 +226,25 @@ def broken(kind):
     return write
 
 
+@pytest.mark.parametrize("n", [1, 99, 101, 1001, 2100])
+def test_reader_gives_any_rows_of_any_file_and_row_group(tmp_path, n):
+    images = make_set(n, channels=1)
+    save_image_set(images, tmp_path)
+    reader = ImageSetReader(tmp_path)
+    assert len(reader) == n and reader.ids == images.ids and reader.shape == (8, 8, 1)
+    assert reader.class_names == CLASSES and np.array_equal(reader.labels, images.labels)
+    for rows in ([n - 1, 0], range(n // 2, n), [n // 2] * 2):
+        taken, expected = reader.take(rows), images.take(rows)
+        assert np.array_equal(taken.images, expected.images) and taken.ids == expected.ids
+        assert taken.provenance == expected.provenance
+
+
 @pytest.mark.parametrize("kind", ["zero bytes", "truncated", "text", "16 bit", "other file"])
 def test_bad_files_are_named_never_skipped(tmp_path, kind):
     broken(kind)(fill_folder(tmp_path / "mine"))
     with pytest.raises(UserError, match=r"cat/(bad\.png|notes\.txt): ") as error:
-        load_task(folder_params(tmp_path / "mine"))
+        for split in vars(load_task(folder_params(tmp_path / "mine"))).values():
+            split.load()
     assert "\n" not in str(error.value)
 
 

@@ -1,76 +1,148 @@
-"""Parts: atomic, verified, resumed after kill -9, refused to a second writer."""
+"""Parts: atomic, verified, resumed after kill -9, reused image by image, refused to a second writer."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dinv.config import ExecutionParams
 from dinv.errors import UserError
 from dinv.execution.device import resolve_device
-from dinv.execution.parts import Part, PartStore, collect, run_parts, scratch_root
+from dinv.execution.parts import Codec, PartStore, Plan, scratch_root
+from dinv.execution.run import run_parts
 from dinv.files import atomic_write, digest_of
 
-PARTS = [Part(f"p{i}", digest_of(i), 10) for i in range(4)]
+LOCAL = ExecutionParams(
+    device="cpu",
+    micro_batch=4,
+    backend="local",
+    num_workers=1,
+    cpus_per_worker=1,
+    gpus_per_worker=0.0,
+    address=None,
+)
 
 
-def runner(computed):
-    def compute(i, advance):
-        computed.append(i)
-        advance(10)
-        return lambda path: path.write_bytes(bytes([i]) * 100)
+class Upper:
+    """Upper-cases the words it gets; remembers which."""
 
-    return compute
+    def __init__(self, computed):
+        self.computed = computed
+
+    def compute(self, task, advance):
+        self.computed += task
+        advance(len(task))
+        if "boom" in task:
+            raise UserError("boom")
+        return json.dumps([word.upper() for word in task]).encode()
+
+
+WORDS = Codec(
+    ".json",
+    lambda path: json.loads(path.read_text()),
+    lambda words, path: path.write_text(json.dumps(words)),
+    lambda words, rows: [words[row] for row in rows],
+    lambda parts: [word for part in parts for word in part],
+)
+
+
+def plan_of(words, part_size=3):
+    return Plan(
+        "part",
+        len(words),
+        part_size,
+        lambda rows: [digest_of(words[row]) for row in rows],
+        lambda rows: [words[row] for row in rows],
+    )
+
+
+def go(tmp_path, words, computed=None, execution=LOCAL):
+    """Run; return what the output folder says."""
+    worker = partial(Upper, computed if computed is not None else [])
+    store, out = PartStore("s", tmp_path / "scratch"), tmp_path / "out"
+    run_parts(plan_of(words), store, WORDS, worker, execution, out)
+    return [word for path in sorted(out.iterdir()) for word in json.loads(path.read_text())]
+
+
+def stored(tmp_path):
+    return sorted((tmp_path / "scratch").rglob("*.part"))
 
 
 def test_finished_parts_are_never_computed_twice(tmp_path):
-    store, computed = PartStore("s", tmp_path), []
-    run_parts(store, PARTS[:2], runner(computed))
-    paths = run_parts(store, PARTS, runner(computed))
-    assert computed == [0, 1, 2, 3]
-    assert [p.read_bytes()[0] for p in paths] == [0, 1, 2, 3]
+    words, computed = list("abcdefgh"), []
+    assert go(tmp_path, words, computed) == list("ABCDEFGH")
+    assert go(tmp_path, words, computed) == list("ABCDEFGH")
+    assert computed == words
+
+
+def test_no_worker_is_made_when_nothing_is_left(tmp_path):
+    go(tmp_path, list("abc"))
+    store = PartStore("s", tmp_path / "scratch")
+    run_parts(plan_of(list("abc")), store, WORDS, pytest.fail, LOCAL, tmp_path / "out")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20),
+    st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20),
+)
+def test_added_moved_and_removed_images_cost_only_what_is_new(tmp_path_factory, before, after):
+    before, after = ([f"w{i}" for i in order] for order in (before, after))
+    folder, computed = tmp_path_factory.mktemp("p"), []
+    go(folder, before)
+    assert go(folder, after, computed) == [word.upper() for word in after]
+    assert sorted(computed) == sorted(set(after) - set(before))
+    fresh = tmp_path_factory.mktemp("fresh")
+    go(fresh, after)
+    for path in (fresh / "out").iterdir():
+        assert path.read_bytes() == (folder / "out" / path.name).read_bytes()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"\xff" + b[1:], lambda b: b""])
 def test_damaged_part_is_computed_again(tmp_path, damage):
-    store, computed = PartStore("s", tmp_path), []
-    run_parts(store, PARTS, runner(computed))
-    path = store.path(PARTS[2])
+    words, computed = list("abcdefgh"), []
+    go(tmp_path, words)
+    path = next(p for p in stored(tmp_path) if "D" in p.read_text())
     path.write_bytes(damage(path.read_bytes()))
-    run_parts(store, PARTS, runner(computed))
-    assert computed == [0, 1, 2, 3, 2] and path.read_bytes() == bytes([2]) * 100
+    assert go(tmp_path, words, computed) == list("ABCDEFGH")
+    assert computed == list("def")
+
+
+@pytest.mark.parametrize("sidecar", ["", "[]", "{}", '{"sha256": 1}', "null"])
+def test_damaged_sidecar_means_not_finished(tmp_path, sidecar):
+    words, computed = list("abcdef"), []
+    go(tmp_path, words)
+    stored(tmp_path)[0].with_suffix(".json").write_text(sidecar)
+    assert go(tmp_path, words, computed) == list("ABCDEF") and len(computed) == 3
 
 
 def test_an_error_keeps_what_is_finished(tmp_path):
-    store, computed = PartStore("s", tmp_path), []
-
-    def failing(i, advance):
-        if i == 2:
-            raise UserError("boom")
-        return runner(computed)(i, advance)
-
     with pytest.raises(UserError, match="boom"):
-        run_parts(store, PARTS, failing)
-    run_parts(store, PARTS, runner(computed))
-    assert computed == [0, 1, 2, 3]
+        go(tmp_path, ["a", "b", "c", "boom"])
+    computed = []
+    go(tmp_path, ["a", "b", "c", "d"], computed)
+    assert computed == ["d"]
 
 
 def test_second_run_of_the_same_work_is_refused(tmp_path):
-    store = PartStore("s", tmp_path)
-    with store.lock(PARTS), pytest.raises(UserError, match="another run"):
-        run_parts(store, PARTS, runner([]))
-    run_parts(store, PARTS, runner([]))
-
-
-def test_collect_numbers_parts_and_drops_old_ones(tmp_path):
     store = PartStore("s", tmp_path / "scratch")
-    paths = run_parts(store, PARTS, runner([]))
-    out = tmp_path / "out"
-    collect(paths, out, ".bin")
-    collect(paths[:2], out, ".bin")
-    assert sorted(p.name for p in out.iterdir()) == ["part-00000.bin", "part-00001.bin"]
+    with store.lock(list(plan_of(list("abc")).parts())), pytest.raises(UserError, match="another run"):
+        go(tmp_path, list("abc"))
+    go(tmp_path, list("abc"))
+
+
+def test_output_numbers_parts_and_drops_old_ones(tmp_path):
+    go(tmp_path, list("abcdefg"))
+    go(tmp_path, list("abcd"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["part-00000.json", "part-00001.json"]
 
 
 def test_atomic_write_leaves_the_old_file_on_error(tmp_path):
@@ -82,40 +154,41 @@ def test_atomic_write_leaves_the_old_file_on_error(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+class Slow(Upper):
+    """Takes 20 ms a part."""
+
+    def compute(self, task, advance):
+        time.sleep(0.02)
+        return super().compute(task, advance)
+
+
 SLOW = """
-import sys, time
+import sys
 from pathlib import Path
-from dinv.execution.parts import Part, PartStore, run_parts
-parts = [Part(f"p{i}", f"{i:064d}", 1) for i in range(30)]
-def compute(i, advance):
-    time.sleep(0.02)
-    return lambda path: path.write_bytes(bytes([i]) * 50_000)
-run_parts(PartStore("s", Path(sys.argv[1])), parts, compute)
+sys.path.insert(0, sys.argv[2])
+from test_parts import *
+store = PartStore("s", Path(sys.argv[1]) / "scratch")
+run_parts(plan_of(sys.argv[3].split()), store, WORDS, partial(Slow, []), LOCAL, Path(sys.argv[1]) / "out")
 """
 
 
 @pytest.mark.parametrize("after", [0.05, 0.2, 0.4, 0.55])
 def test_kill_dash_nine_loses_only_the_part_at_work(tmp_path, after):
-    command = [sys.executable, "-c", SLOW, str(tmp_path)]
+    words = [f"w{i}" for i in range(90)]
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", SLOW, str(tmp_path), here, " ".join(words)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    parts = [Part(f"p{i}", f"{i:064d}", 1) for i in range(30)]
-    store = PartStore("s", tmp_path)
-    while not store.path(parts[0]).exists():
+    while process.poll() is None and not stored(tmp_path):
         time.sleep(0.01)
     time.sleep(after)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finished = [store.has(p) for p in parts]
+    store = PartStore("s", tmp_path / "scratch")
+    finished = [store.has(part) for part in plan_of(words).parts()]
     assert any(finished) and finished == sorted(finished, reverse=True)
     computed = []
-
-    def compute(i, advance):
-        computed.append(i)
-        return lambda path: path.write_bytes(bytes([i]) * 50_000)
-
-    paths = run_parts(store, parts, compute)
-    assert computed == [i for i, done in enumerate(finished) if not done]
-    assert [p.read_bytes() for p in paths] == [bytes([i]) * 50_000 for i in range(30)]
+    assert go(tmp_path, words, computed) == [word.upper() for word in words]
+    assert computed == words[3 * sum(finished) :]
 
 
 def test_scratch_is_under_the_dvc_root_unless_told(monkeypatch, tmp_path):

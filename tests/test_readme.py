@@ -77,6 +77,6 @@ def test_commands_work(finished, tmp_path, block):
     extra = {}
     if "model.revision" in block:
         extra["HF_HUB_CACHE"] = prepare_hub_cache(tmp_path, block)
-        project.set(train__num_steps=2, train__warmup_steps=0, train__width=64, invert__num_tokens=3)
+        project.set(train__num_steps=2, train__warmup_steps=0, invert__num_tokens=3)
     done = project.run("bash", "-e", "-c", script, **extra)
     assert "ERROR" not in done.stderr

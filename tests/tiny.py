@@ -102,12 +102,13 @@ def load_tiny(folder: Path, **update: object) -> LatentDiffusion:
 
 
 def invert_params(**update: object) -> InvertParams:
-    return PARAMS.invert.model_copy(update={"num_visits": 4, "num_tokens": 3, **update})
+    plain = {"lr": 0.03, "lr_schedule": "constant", "timestep_sampling": "uniform"}
+    return PARAMS.invert.model_copy(update={"num_visits": 4, "num_tokens": 3, **plain, **update})
 
 
 def generate_params(**update: object) -> GenerateParams:
     return PARAMS.generate.model_copy(
-        update={"num_images_per_embedding": 2, "num_inference_steps": 3, **update}
+        update={"num_images_per_embedding": 2, "num_inference_steps": 3, "guidance_scale": 1.0, **update}
     )
 
 

@@ -1,37 +1,79 @@
 """From a source to the labelled task's three image sets."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
+from numpy.typing import NDArray
 
 from dinv.config import DataParams
-from dinv.data.image_set import ImageSet
+from dinv.data.image_set import ImageSet, batches
 from dinv.data.resize import to_square
 from dinv.data.sources.base import RawImages
 from dinv.data.sources.registry import SOURCES
-from dinv.data.split import split_train_val
+from dinv.data.split import keyed_order, split_train_val
 from dinv.errors import UserError
-from dinv.rng import generator
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, read and resized as they are asked for."""
+
+    raw: RawImages
+    class_names: list[str]
+    params: DataParams
+
+    def __len__(self) -> int:
+        return len(self.raw.ids)
+
+    def load(self) -> ImageSet:
+        """All of them in memory."""
+        return self.take(range(len(self)))
+
+    def chunks(self, size: int) -> Iterator[ImageSet]:
+        """At most `size` at a time, in order; one empty chunk if there is none."""
+        for rows in batches(max(len(self), 1), size):
+            yield self.take(range(len(self))[rows])
+
+    def take(self, rows: Sequence[int]) -> ImageSet:
+        """Some rows; raises UserError for a broken image."""
+        side, channels = self.params.resolution, 1 if self.params.mode == "L" else 3
+        images = np.zeros((len(rows), side, side, channels), np.uint8)
+        for place, row in enumerate(rows):
+            images[place] = self._read(row)
+        ids = [self.raw.ids[row] for row in rows]
+        return ImageSet(images, self.raw.labels[list(rows)], ids, self.class_names)
+
+    def _read(self, row: int) -> NDArray[np.uint8]:
+        p = self.params
+        try:
+            return to_square(self.raw.read(row), p.resolution, p.resize, p.mode)
+        except UserError as error:
+            place = f"{p.root}: {self.raw.ids[row]}: " if self.raw.ids[row] not in str(error) else ""
+            raise UserError(f"{place}{error}") from error
 
 
 @dataclass(frozen=True)
 class Task:
-    """Disjoint image sets: learned from, tuned on, and measured on."""
+    """Disjoint splits: learned from, tuned on, and measured on."""
 
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet
+    train: Split
+    val: Split
+    test: Split
 
 
 def load_task(params: DataParams) -> Task:
-    """Read, split and resize the images that `params` names; raises UserError."""
+    """Choose the images that `params` names; raises UserError. Pixels are read later."""
     source = SOURCES[params.source](Path(params.root), params.seed)
     in_pool = params.num_val_per_class if source.val is None else 0
     train_rows, val_rows = split_train_val(
-        source.train.labels, source.class_names, params.num_per_class, in_pool, params.seed
+        source.train.labels,
+        source.train.ids,
+        source.class_names,
+        params.num_per_class,
+        in_pool,
+        params.seed,
     )
     val = source.train.take(val_rows) if source.val is None else source.val
     num_test = params.num_test if params.num_test is not None else len(source.test.ids)
@@ -40,20 +82,5 @@ def load_task(params: DataParams) -> Task:
             f"data.num_test = {num_test}: {params.root} has {len(source.test.ids)} test images; "
             "lower it or set null for all"
         )
-    order = torch.randperm(len(source.test.ids), generator=generator(params.seed, "test"))
-    test = source.test.take(sorted(order[:num_test].tolist()))
-    sets = {"train": source.train.take(train_rows), "val": val, "test": test}
-    return Task(**{k: _read(raw, source.class_names, params, k) for k, raw in sets.items()})
-
-
-def _read(raw: RawImages, class_names: list[str], params: DataParams, split: str) -> ImageSet:
-    images = []
-    for i in tqdm(range(len(raw.ids)), split, unit="image"):
-        try:
-            images.append(to_square(raw.read(i), params.resolution, params.resize, params.mode))
-        except UserError as error:
-            place = f"{params.root}: {raw.ids[i]}: " if raw.ids[i] not in str(error) else ""
-            raise UserError(f"{place}{error}") from error
-    shape = (0, params.resolution, params.resolution, 1 if params.mode == "L" else 3)
-    array = np.stack(images) if images else np.zeros(shape, np.uint8)
-    return ImageSet(array, raw.labels, raw.ids, class_names)
+    test = source.test.take(sorted(keyed_order(source.test.ids, params.seed, "test")[:num_test]))
+    return Task(*(Split(r, source.class_names, params) for r in (source.train.take(train_rows), val, test)))

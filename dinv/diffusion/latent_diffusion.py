@@ -5,12 +5,14 @@ scaling factor; prompt_embeds float32 [B, K, D]; timesteps int64 [B] in [0, T).
 """
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dinv.config import ModelParams
 from dinv.errors import UserError
@@ -162,7 +164,8 @@ class LatentDiffusion:
     def predict(self, z_t: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """The UNet's raw output, float32: eps, or v for v-prediction models."""
         z_t = z_t.to(self.dtype, memory_format=torch.channels_last)
-        return self.unet(z_t, t, c.to(self.dtype)).sample.float()
+        with self._attention(c.requires_grad):
+            return self.unet(z_t, t, c.to(self.dtype)).sample.float()
 
     def target(self, z0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the UNet is trained to output: eps, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0."""
@@ -189,6 +192,11 @@ class LatentDiffusion:
         both = self.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([c_uncond, c]))
         uncond, cond = both.chunk(2)
         return uncond + guidance_scale * (cond - uncond)
+
+    def _attention(self, needs_gradient: bool) -> AbstractContextManager[None]:
+        """Plain matrix products where torch's fused backward pass is slow: bfloat16 on the CPU."""
+        slow = needs_gradient and self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
     def _latent_scale(self) -> tuple[float, float]:
         return float(self.vae.config.scaling_factor), float(self.vae.config.shift_factor or 0)

@@ -1,7 +1,8 @@
 """The strategy of the paper: sample from perturbed and interpolated learned embeddings."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -12,60 +13,142 @@ from dinv.errors import UserError
 from dinv.files import bytes_digest
 from dinv.generation.perturb import perturb
 from dinv.generation.strategy import Draw
-from dinv.inversion.bank import EmbeddingBank, mean_embeddings
+from dinv.inversion.bank import BankStatistics
 from dinv.rng import generator
+
+_SAMPLER = ("guidance_scale", "scheduler", "num_inference_steps", "seed")
+
+
+class Bank(Protocol):
+    """Learned embeddings, in memory (EmbeddingBank) or on disk (BankReader)."""
+
+    labels: torch.Tensor
+    ids: list[str]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, D)."""
+        ...
+
+    def embeds(self, rows: Sequence[int]) -> torch.Tensor:
+        """prompt_embeds of the given rows, float32 [B, K, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Images to sample: each from its own noise, keyed by (seed, source id, variant).
+
+    Attributes:
+        prompt_embeds: the perturbed embeddings c', float32 [B, K, D].
+        negative_prompt_embeds: unconditional conditions, [B, K, D]; not used at guidance scale 1.
+        keys: (source id, variant) of each image.
+        params: the sampler's settings.
+    """
+
+    prompt_embeds: torch.Tensor
+    negative_prompt_embeds: torch.Tensor
+    keys: list[tuple[str, int]]
+    params: GenerateParams
+
+    def render(self, model: LatentDiffusion) -> torch.Tensor:
+        """Sample the images; raises UserError when the embeddings do not fit the model."""
+        if self.prompt_embeds.shape[2] != model.width:
+            raise UserError(
+                f"data/embeddings: embeddings have width {self.prompt_embeds.shape[2]}, the model's "
+                f"cross-attention {model.width}; run dvc repro invert with this model.path"
+            )
+        p = self.params
+        noise = torch.stack([keyed_randn(p.seed, "latents", key, model.latent_shape) for key in self.keys])
+        return sample(
+            model,
+            noise,
+            self.prompt_embeds,
+            self.negative_prompt_embeds,
+            p.guidance_scale,
+            p.scheduler,
+            p.num_inference_steps,
+        )
+
+    def split(self, size: int) -> list["SampleRequest"]:
+        """The same images in requests of at most `size`."""
+        cuts = [slice(i, i + size) for i in range(0, len(self.keys), size)]
+        return [
+            replace(
+                self,
+                prompt_embeds=self.prompt_embeds[cut],
+                negative_prompt_embeds=self.negative_prompt_embeds[cut],
+                keys=self.keys[cut],
+            )
+            for cut in cuts
+        ]
 
 
 class DiffusionInversion:
-    """Plans on the bank alone; renders with the model that the bank was learned with."""
+    """Perturbs and interpolates the embeddings of a bank.
 
-    def __init__(self, model: LatentDiffusion, bank: EmbeddingBank, params: GenerateParams):
-        if bank.prompt_embeds.shape[2] != model.width:
-            raise UserError(
-                f"data/embeddings: embeddings have width {bank.prompt_embeds.shape[2]}, the model's "
-                f"cross-attention {model.width}; run dvc repro invert with this model.path"
-            )
-        self.model, self.bank, self.params = model, bank, params
-        self._noise_std = noise_std(bank, params)
-        self._uncond = self._unconditional() if params.guidance_scale > 1 else bank.prompt_embeds
+    `empty_prompt` is the empty prompt's embedding [K, D], needed if params.unconditional says so.
 
-    def plan(self) -> list[Draw]:
+    Raises:
+        UserError: interpolation is asked for and a class has one image only.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        statistics: BankStatistics,
+        params: GenerateParams,
+        empty_prompt: torch.Tensor | None = None,
+    ):
+        self.bank, self.statistics, self.params = bank, statistics, params
+        self._noise_std = noise_std(statistics, params)
+        self._members = {int(k): torch.nonzero(bank.labels == k).flatten() for k in bank.labels.unique()}
+        require_partners(self._members, bank.ids, params)
+        self._uncond = self._unconditional(empty_prompt)
+
+    def __len__(self) -> int:
+        return len(self.bank.ids) * self.params.num_images_per_embedding
+
+    def draws(self, indices: Sequence[int]) -> list[Draw]:
         """Variant 0 of every image, then variant 1, ...: more variants only append."""
-        return plan_draws(self.bank.labels, self.bank.ids, self.params)
+        n = len(self.bank.ids)
+        return [self._draw(i % n, i // n) for i in indices]
 
     def conditions(self, draws: Sequence[Draw]) -> torch.Tensor:
         """The perturbed embeddings c', float32 [B, K, D]."""
-        c = self.bank.prompt_embeds
-        partners = [d.row if d.partner is None else d.partner for d in draws]
+        c_i = self.bank.embeds([d.row for d in draws])
+        c_j = self.bank.embeds([d.row if d.partner is None else d.partner for d in draws])
         a = torch.tensor([d.interpolation for d in draws])
-        xi = torch.stack([self._keyed_randn("embedding", d, tuple(c.shape[1:])) for d in draws])
-        return perturb(c[[d.row for d in draws]], c[partners], a, self._noise_std, xi)
+        keys, seed = self._keys(draws), self.params.seed
+        xi = torch.stack([keyed_randn(seed, "embedding", key, self.bank.shape) for key in keys])
+        return perturb(c_i, c_j, a, self._noise_std, xi)
 
-    def fingerprint(self, draws: Sequence[Draw]) -> Any:
-        """Conditions, unconditional conditions, sampler settings and the keys of the noise."""
-        rows = [d.row for d in draws]
+    def unconditional(self, draws: Sequence[Draw]) -> torch.Tensor:
+        """Unconditional conditions, float32 [B, K, D]."""
+        labels = self.bank.labels[[d.row for d in draws]]
+        return self._uncond[labels if len(self._uncond) > 1 else torch.zeros_like(labels)]
+
+    def request(self, draws: Sequence[Draw]) -> SampleRequest:
+        """What a worker needs to make the images."""
+        return SampleRequest(
+            self.conditions(draws), self.unconditional(draws), self._keys(draws), self.params
+        )
+
+    def fingerprints(self, draws: Sequence[Draw]) -> list[Any]:
+        """Per image: condition, unconditional condition, sampler, key of the noise, provenance."""
         tensors = [self.conditions(draws)]
         if self.params.guidance_scale > 1:
-            tensors.append(self._uncond[rows])
-        sampler = ("guidance_scale", "scheduler", "num_inference_steps", "seed")
-        return {
-            "tensors": bytes_digest(*(t.contiguous().numpy().tobytes() for t in tensors)),
-            "sampler": {k: getattr(self.params, k) for k in sampler},
-            "provenance": self.provenance(draws),
-        }
-
-    def render(self, draws: Sequence[Draw]) -> torch.Tensor:
-        """Sample one image per draw from its own noise."""
-        shape = self.model.latent_shape
-        return sample(
-            self.model,
-            torch.stack([self._keyed_randn("latents", d, shape) for d in draws]),
-            self.conditions(draws),
-            self._uncond[[d.row for d in draws]],
-            self.params.guidance_scale,
-            self.params.scheduler,
-            self.params.num_inference_steps,
-        )
+            tensors.append(self.unconditional(draws))
+        sampler = {k: getattr(self.params, k) for k in _SAMPLER}
+        columns = self.provenance(draws)
+        return [
+            {
+                "tensors": bytes_digest(*(t[i].numpy().tobytes() for t in tensors)),
+                "sampler": sampler,
+                "provenance": {k: v[i] for k, v in columns.items()},
+            }
+            for i in range(len(draws))
+        ]
 
     def provenance(self, draws: Sequence[Draw]) -> dict[str, list[Any]]:
         """Source, partner, lambda, a, guidance scale, sampler and seed per image."""
@@ -83,49 +166,48 @@ class DiffusionInversion:
             "seed": [p.seed] * len(draws),
         }
 
-    def _unconditional(self) -> torch.Tensor:
-        if self.params.unconditional == "mean":
-            return mean_embeddings(self.bank, self.params.unconditional_scope)
-        empty = self.model.empty_prompt_embeds(self.bank.prompt_embeds.shape[1]).cpu()
-        return empty.expand_as(self.bank.prompt_embeds)
+    def _draw(self, row: int, variant: int) -> Draw:
+        params = self.params
+        if params.interpolation == 0:
+            return Draw(row, variant, None, 0.0)
+        g = generator(params.seed, "partner", self.bank.ids[row], variant)
+        members = self._members[int(self.bank.labels[row])]
+        # The row's own place is skipped, so that it is never its own partner.
+        place = int(torch.randint(len(members) - 1, (), generator=g))
+        partner = int(members[place + int(members[place] >= row)])
+        share = torch.rand((), generator=g).item()
+        uniform = params.interpolation_distribution == "uniform"
+        return Draw(row, variant, partner, params.interpolation * (share if uniform else 1.0))
 
-    def _keyed_randn(self, purpose: str, draw: Draw, shape: tuple[int, ...]) -> torch.Tensor:
-        g = generator(self.params.seed, purpose, self.bank.ids[draw.row], draw.variant)
-        return torch.randn(shape, generator=g)
+    def _keys(self, draws: Sequence[Draw]) -> list[tuple[str, int]]:
+        return [(self.bank.ids[d.row], d.variant) for d in draws]
+
+    def _unconditional(self, empty_prompt: torch.Tensor | None) -> torch.Tensor:
+        """[1, K, D] for all images, or one per class [M, K, D]."""
+        if self.params.unconditional == "empty" and self.params.guidance_scale > 1:
+            assert empty_prompt is not None
+            return empty_prompt.cpu()[None]
+        if self.params.unconditional_scope == "class":
+            return self.statistics.class_means
+        return self.statistics.mean[None]
 
 
-def noise_std(bank: EmbeddingBank, params: GenerateParams) -> torch.Tensor:
+def keyed_randn(seed: int, purpose: str, key: tuple[str, int], shape: tuple[int, ...]) -> torch.Tensor:
+    """N(0, I) for one purpose and one variant of one image."""
+    return torch.randn(shape, generator=generator(seed, purpose, *key))
+
+
+def noise_std(statistics: BankStatistics, params: GenerateParams) -> torch.Tensor:
     """lambda as it multiplies xi: a scalar, or [K, D] in units of the bank's std per element."""
     lam = torch.tensor(params.noise_std)
-    return lam * bank.prompt_embeds.std(0) if params.noise_unit == "relative" else lam
+    return lam * statistics.std if params.noise_unit == "relative" else lam
 
 
-def plan_draws(labels: torch.Tensor, ids: Sequence[str], params: GenerateParams) -> list[Draw]:
-    """Choose a partner of the same class, never the image itself, and a weight for every draw.
-
-    Raises:
-        UserError: interpolation is asked for and a class has one image only.
-    """
-    members = {int(k): torch.nonzero(labels == k).flatten().tolist() for k in labels.unique()}
-    alone = [rows[0] for rows in members.values() if len(rows) == 1]
+def require_partners(members: dict[int, torch.Tensor], ids: Sequence[str], params: GenerateParams) -> None:
+    """Raise UserError if interpolation is asked for and a class has one image only."""
+    alone = [int(rows[0]) for rows in members.values() if len(rows) == 1]
     if alone and params.interpolation > 0:
         raise UserError(
             f"generate.interpolation = {params.interpolation}: image {ids[alone[0]]!r} is the only "
             "one of its class and has no partner; add images, or set it to 0"
         )
-    return [
-        _draw(row, variant, members[int(labels[row])], ids[row], params)
-        for variant in range(params.num_images_per_embedding)
-        for row in range(len(ids))
-    ]
-
-
-def _draw(row: int, variant: int, members: list[int], image_id: str, params: GenerateParams) -> Draw:
-    if params.interpolation == 0:
-        return Draw(row, variant, None, 0.0)
-    g = generator(params.seed, "partner", image_id, variant)
-    others = [m for m in members if m != row]
-    partner = others[int(torch.randint(len(others), (), generator=g))]
-    share = torch.rand((), generator=g).item()
-    uniform = params.interpolation_distribution == "uniform"
-    return Draw(row, variant, partner, params.interpolation * (share if uniform else 1.0))

@@ -29,7 +29,7 @@ def load(root: Path, seed: int) -> RawSplits:
         return RawSplits(class_names, _split(root, "train", class_names), val, test)
     class_names = _class_names(root)
     pool = _split(root, "", class_names)
-    rest, test_rows = split_off_test(pool.labels, class_names, seed)
+    rest, test_rows = split_off_test(pool.labels, pool.ids, class_names, seed)
     return RawSplits(class_names, pool.take(rest), None, pool.take(test_rows))
 
 

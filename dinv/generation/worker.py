@@ -1,0 +1,80 @@
+"""The workers of the generate stage: render requests, and reconstruct real images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dinv.data.image_set import ImageSet, batches, write_parquet
+from dinv.data.resize import convert_batch
+from dinv.diffusion.latent_diffusion import LatentDiffusion
+from dinv.execution.parts import to_bytes
+from dinv.generation.reconstruction import reconstruct
+from dinv.generation.strategy import Request
+
+
+@dataclass(frozen=True)
+class Table:
+    """All of an image set but its pixels; `shape` is (H, W, C) that they are converted to."""
+
+    shape: tuple[int, int, int]
+    labels: NDArray[np.int64]
+    ids: list[str]
+    class_names: list[str]
+    provenance: dict[str, list[Any]]
+
+    def parquet(self, images: torch.Tensor) -> bytes:
+        """A part with these pixels, uint8 [B, H', W', C'], in it."""
+        pixels = convert_batch(images.numpy(), self.shape[0], self.shape[2])
+        part = ImageSet(pixels, self.labels, self.ids, self.class_names, self.provenance)
+        return to_bytes(lambda path: write_parquet(part, path))
+
+
+@dataclass(frozen=True)
+class RenderTask:
+    """Images to render and what is known of them."""
+
+    request: Request
+    table: Table
+
+
+class RenderWorker:
+    """RenderTask -> bytes of an image set part."""
+
+    def __init__(self, open_model: Callable[[], LatentDiffusion], micro_batch: int):
+        self.model, self.micro_batch = open_model(), micro_batch
+
+    def compute(self, task: RenderTask, advance: Callable[[int], None]) -> bytes:
+        """Render every image."""
+        rendered = []
+        for request in task.request.split(self.micro_batch):
+            rendered.append(request.render(self.model))
+            advance(len(rendered[-1]))
+        return task.table.parquet(torch.cat(rendered))
+
+
+@dataclass(frozen=True)
+class ReconstructTask:
+    """Real images, uint8 [B, H, W, C] at the data's resolution."""
+
+    images: NDArray[np.uint8]
+    table: Table
+
+
+class ReconstructWorker:
+    """ReconstructTask -> bytes of an image set part."""
+
+    def __init__(self, open_model: Callable[[], LatentDiffusion], micro_batch: int):
+        self.model, self.micro_batch = open_model(), micro_batch
+
+    def compute(self, task: ReconstructTask, advance: Callable[[int], None]) -> bytes:
+        """Pass every image through the VAE."""
+        pixels = convert_batch(task.images, self.model.params.resolution, task.images.shape[3])
+        images, done = torch.from_numpy(pixels), []
+        for rows in batches(len(images), self.micro_batch):
+            done.append(reconstruct(self.model, images[rows]))
+            advance(len(done[-1]))
+        return task.table.parquet(torch.cat(done))

@@ -1,0 +1,47 @@
+"""The worker of the invert stage: learns the embeddings of one part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dinv.config import InvertParams
+from dinv.data.image_set import ImageSet
+from dinv.data.resize import convert_batch
+from dinv.diffusion.latent_diffusion import LatentDiffusion
+from dinv.execution.parts import to_bytes
+from dinv.inversion.bank import save_bank
+from dinv.inversion.invert import invert
+
+
+@dataclass(frozen=True)
+class InvertTask:
+    """uint8 images [B, H, W, C] at the data's resolution, int64 labels [B], B ids."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    ids: list[str]
+
+    @classmethod
+    def of(cls, images: ImageSet) -> "InvertTask":
+        """What a worker needs of an image set."""
+        return cls(images.images, images.labels, images.ids)
+
+
+class InvertWorker:
+    """Task -> bytes of an embedding part."""
+
+    def __init__(self, open_model: Callable[[], LatentDiffusion], params: InvertParams, micro_batch: int):
+        self.model, self.params, self.micro_batch = open_model(), params, micro_batch
+
+    def compute(self, task: InvertTask, advance: Callable[[int], None]) -> bytes:
+        """Learn one embedding per image."""
+        pixels = convert_batch(task.images, self.model.params.resolution, task.images.shape[3])
+        labels = torch.from_numpy(task.labels)
+        bank = invert(
+            self.model, torch.from_numpy(pixels), labels, task.ids, self.params, self.micro_batch, advance
+        )
+        stored = bank.to(getattr(torch, self.params.storage_dtype))
+        return to_bytes(lambda path: save_bank(stored, path))

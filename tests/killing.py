@@ -1,0 +1,71 @@
+"""Kill -9 a stage at random moments, run it again, compare the bytes: python killing.py STAGE OUT KILLS.
+
+Runs in a project's folder. Every try is a fork of this process, so that imports are paid once.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from stages.runner import run
+
+
+def start(stage: str, scratch: Path) -> int:
+    """Fork a process that runs the stage in parts of 5 images; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        os.environ["DINV_SCRATCH"] = str(scratch)
+        module = importlib.import_module(f"stages.{stage}")
+        module.PART_SIZE = 5
+        status = 1
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        with contextlib.suppress(SystemExit):
+            run(stage, module.main)
+            status = 0
+        os._exit(status)
+    return pid
+
+
+def finish(stage: str, scratch: Path) -> None:
+    _, status = os.waitpid(start(stage, scratch), 0)
+    assert status == 0, f"{stage} failed"
+
+
+def digest(folder: Path) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
+
+
+def main(stage: str, out: Path, kills: int) -> None:
+    importlib.import_module(f"stages.{stage}")
+    started = time.perf_counter()
+    finish(stage, Path("whole"))
+    whole_run, expected = time.perf_counter() - started, digest(out)
+    interrupted, moments = 0, random.Random(stage)
+    for i in range(kills):
+        shutil.rmtree(out)
+        scratch = Path(f"killed-{i}")
+        pid = start(stage, scratch)
+        time.sleep(moments.uniform(0, whole_run))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        interrupted += os.WIFSIGNALED(status)
+        before = {p: p.stat().st_mtime_ns for p in scratch.rglob("*.part") if p.with_suffix(".json").exists()}
+        finish(stage, scratch)
+        assert digest(out) == expected, f"{stage}: other bytes after kill {i}"
+        after = {p: p.stat().st_mtime_ns for p in before}
+        assert before == after, f"{stage}: a finished part was computed again after kill {i}"
+    print(f"{interrupted} of {kills} runs were interrupted")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
