@@ -1,39 +1,40 @@
-"""Compare generation settings by validation accuracy: how the defaults in params.yaml were chosen.
+"""Compare settings by validation accuracy: how the defaults in params.yaml were chosen.
 
 Inverts the default task once, then for every setting generates images and trains the synthetic
-and the mixed arm. Looks at the validation split only. Writes one tidy CSV.
+and the mixed arm. Looks at the validation split only. Appends to one tidy CSV.
 
-    python benchmarks/validation_sweep.py --output docs/validation_sweep.csv
+    python benchmarks/validation_sweep.py --bank bank.safetensors --output docs/validation_sweep.csv \
+        --setting noise_std=0.8 --setting noise_std=0.8,guidance_scale=1.5
 """
 
 import argparse
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from dinv.classify.train import LabelledImages, pixel_statistics, predict, train_classifier
-from dinv.config import Params, load_params
-from dinv.data.image_set import ImageSet, batches
-from dinv.data.task import Task, load_task
+from dinv.config import Params, load_params, parse_params
+from dinv.data.image_set import ImageSet
+from dinv.data.task import load_task
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
 from dinv.generation.diffusion_inversion import DiffusionInversion
 from dinv.generation.reconstruction import reconstruct
-from dinv.inversion.bank import EmbeddingBank, load_part, save_bank
+from dinv.inversion.bank import EmbeddingBank, bank_statistics, load_part, save_bank
 from dinv.inversion.invert import invert
 
-# noise_std, interpolation, guidance_scale: one change at a time around promising points.
-SETTINGS = [
-    (0.4, 0.4, 1.0),
-    (0.8, 0.4, 1.0),
-    (0.8, 0.8, 1.0),
-    (0.0, 0.0, 1.0),
-    (0.2, 0.2, 1.0),
-    (1.2, 0.8, 1.0),
-    (0.8, 0.4, 1.5),
-]
+COLUMNS = (
+    "noise_std",
+    "noise_unit",
+    "interpolation",
+    "guidance_scale",
+    "num_images_per_embedding",
+    "real_fraction",
+)
 
 
 def labelled(images: torch.Tensor, labels: torch.Tensor) -> LabelledImages:
@@ -54,24 +55,64 @@ def learned_bank(model: LatentDiffusion, train: ImageSet, params: Params, cache:
     return bank
 
 
-def generated(model: LatentDiffusion, bank: EmbeddingBank, params: Params, **update: float) -> LabelledImages:
-    """Generate every variant of every image under changed settings."""
-    strategy = DiffusionInversion(model, bank, params.generate.model_copy(update=update))
-    plan = strategy.plan()
-    images = torch.cat([strategy.render(plan[rows]) for rows in batches(len(plan), 100)])
-    return labelled(images, bank.labels[[d.row for d in plan]])
+def generated(model: LatentDiffusion, bank: EmbeddingBank, params: Params) -> LabelledImages:
+    """Generate every variant of every image."""
+    statistics = bank_statistics([bank], int(bank.labels.max()) + 1)
+    strategy = DiffusionInversion(bank, statistics, params.generate)
+    draws = strategy.draws(range(len(strategy)))
+    images = torch.cat([r.render(model) for r in strategy.request(draws).split(100)])
+    return labelled(images, bank.labels[[d.row for d in draws]])
 
 
-def validation_accuracies(sources: list[LabelledImages], task: Task, params: Params) -> list[float]:
+def validation_accuracies(
+    sources: list[LabelledImages], train: ImageSet, val: ImageSet, params: Params
+) -> list[float]:
     """Percent correct on the validation split, one classifier per seed."""
-    val, labels = task.val.tensor(), torch.from_numpy(task.val.labels)
-    statistics = pixel_statistics(task.train.tensor())
+    pixels, labels = val.tensor(), torch.from_numpy(val.labels)
+    statistics = pixel_statistics(train.tensor())
     accuracies = []
     for seed in params.train.seeds:
-        result = train_classifier(sources, len(task.train.class_names), statistics, params.train, seed)
-        correct = predict(result.classifier, val) == labels
+        result = train_classifier(sources, len(train.class_names), statistics, params.train, seed)
+        correct = predict(result.classifier, pixels) == labels
         accuracies.append(100 * correct.float().mean().item())
     return accuracies
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`name=value,...` of generate parameters and real_fraction."""
+    pairs = [pair.split("=") for pair in text.split(",")]
+    return {name: yaml.safe_load(value) for name, value in pairs}
+
+
+def with_setting(params: Params, setting: dict[str, Any]) -> Params:
+    """params.yaml with some values of `generate` and `train` replaced, validated."""
+    raw = params.model_dump()
+    for name, value in setting.items():
+        section = "train" if name in raw["train"] and name not in raw["generate"] else "generate"
+        raw[section][name] = value
+    return parse_params(raw, "--setting")
+
+
+class Report:
+    """Prints results and appends them to a CSV, one row per classifier."""
+
+    def __init__(self, path: Path, train: ImageSet, val: ImageSet):
+        self.path, self.train, self.val = path, train, val
+        if not path.exists():
+            header = ["arm", *COLUMNS, "num_visits", "num_steps", "seed", "val_top1_accuracy"]
+            path.write_text(",".join(header) + "\n")
+
+    def __call__(self, arm: str, sources: list[LabelledImages], params: Params, varied: bool) -> None:
+        found = validation_accuracies(sources, self.train, self.val, params)
+        both = params.generate.model_dump() | params.train.model_dump()
+        values = [both[name] if varied else "" for name in COLUMNS]
+        sizes = [params.invert.num_visits, params.train.num_steps]
+        with self.path.open("a") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            for seed, accuracy in zip(params.train.seeds, found, strict=True):
+                writer.writerow([arm, *values, *sizes, seed, round(accuracy, 2)])
+        mean = sum(found) / len(found)
+        print(arm, *values, f"{mean:.2f}", [round(a, 1) for a in found], flush=True)
 
 
 def main() -> None:
@@ -79,33 +120,25 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--bank", type=Path, required=True, help="where to keep the embeddings")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--baselines", action="store_true", help="real and reconstruction too")
+    parser.add_argument("--setting", type=parse_setting, action="append", default=[])
     args = parser.parse_args()
     params = load_params(args.params)
     task = load_task(params.data)
+    train = task.train.load()
     model = load_model(Path(params.model.path), params.model, torch.device("cpu"))
-    bank = learned_bank(model, task.train, params, args.bank)
-    images, labels = torch.from_numpy(task.train.images), torch.from_numpy(task.train.labels)
+    bank = learned_bank(model, train, params, args.bank)
+    report = Report(args.output, train, task.val.load())
+    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
     real = labelled(images, labels)
-    runs = {"real": [real], "reconstruction": [labelled(reconstruct(model, images), labels)]}
-    rows = []
-
-    def report(arm: str, setting: tuple[float, ...], sources: list[LabelledImages]) -> None:
-        found = validation_accuracies(sources, task, params)
-        rows.extend(
-            [arm, *setting, seed, round(a, 2)] for seed, a in zip(params.train.seeds, found, strict=True)
-        )
-        print(arm, *setting, f"{sum(found) / len(found):.2f}", [round(a, 1) for a in found], flush=True)
-        with args.output.open("w") as file:
-            header = ["arm", "noise_std", "interpolation", "guidance_scale", "seed", "val_top1_accuracy"]
-            csv.writer(file, lineterminator="\n").writerows([header, *rows])
-
-    for arm, sources in runs.items():
-        report(arm, (0.0, 0.0, 1.0), sources)
-    for noise_std, interpolation, scale in SETTINGS:
-        update = {"noise_std": noise_std, "interpolation": interpolation, "guidance_scale": scale}
-        synthetic = generated(model, bank, params, **update)
-        report("synthetic", tuple(update.values()), [synthetic])
-        report("mixed", tuple(update.values()), [real, synthetic])
+    if args.baselines:
+        report("real", [real], params, False)
+        report("reconstruction", [labelled(reconstruct(model, images), labels)], params, False)
+    for setting in args.setting:
+        changed = with_setting(params, setting)
+        synthetic = generated(model, bank, changed)
+        report("synthetic", [synthetic], changed, True)
+        report("mixed", [real, synthetic], changed, True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""Inversion: ours against a plain implementation of the published recipe, in one process.
+
+The reference does what the authors' code does: float32, the VAE run at every step, a one-hot
+linear bank of 100 images, dense AdamW, uniform timesteps, 50 of the 100 images a step.
+
+    python benchmarks/invert.py
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from common import ceiling, compare, count_flops, machine, seconds
+from diffusers import DDPMScheduler
+
+from dinv.config import Params, load_params
+from dinv.data.image_set import ImageSet
+from dinv.data.task import load_task
+from dinv.diffusion.latent_diffusion import LatentDiffusion
+from dinv.diffusion.loading import load_model
+from dinv.execution.device import resolve_device
+from dinv.inversion.invert import heldout_draws, invert
+
+GROUP, BATCH = 100, 50
+
+
+class Published:
+    """The recipe of the paper's code for one group of 100 images, in plain diffusers calls."""
+
+    def __init__(self, model: LatentDiffusion, images: torch.Tensor, num_tokens: int):
+        self.model, self.num_tokens = model, num_tokens
+        self.pixels = images.permute(0, 3, 1, 2).float().to(model.device) / 127.5 - 1
+        self.scheduler = DDPMScheduler.from_config(model.schedule)
+        torch.manual_seed(0)
+        self.bank = torch.nn.Linear(GROUP, num_tokens * model.width, bias=False).to(model.device)
+        self.optimizer = torch.optim.AdamW(self.bank.parameters(), lr=0.03)
+        self.half = 0
+
+    def step(self) -> None:
+        """One optimiser step on one of the two fixed halves: BATCH image-visits."""
+        rows = torch.arange(self.half * BATCH, (self.half + 1) * BATCH, device=self.pixels.device)
+        self.half = 1 - self.half
+        with torch.no_grad():
+            latents = self.model.vae.encode(self.pixels[rows]).latent_dist.sample()
+        latents = latents * self.model.vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, 1000, (BATCH,), device=latents.device)
+        noisy = self.scheduler.add_noise(latents, noise, t)
+        c = self.bank(F.one_hot(rows, GROUP).float()).view(BATCH, self.num_tokens, -1)
+        loss = F.mse_loss(self.model.unet(noisy, t, c).sample, noise)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def embeddings(self) -> torch.Tensor:
+        return self.bank.weight.detach().T.reshape(GROUP, self.num_tokens, -1)
+
+
+def per_visit(
+    model: LatentDiffusion, train: ImageSet, params: Params, runs: int, published: Published
+) -> None:
+    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+    visits = params.invert.num_visits
+
+    def ours() -> None:
+        invert(model, images, labels, train.ids, params.invert, GROUP)
+
+    def reference() -> None:
+        for _ in range(2 * visits):
+            published.step()
+
+    # Ours also measures the held-out loss (8 forward passes at 3 points); that is left in the time.
+    fast = compare("time per image-visit", reference, ours, (GROUP * visits,) * 2, runs, model.device)
+    flops = count_flops(lambda: forward_backward(model)) / GROUP
+    top = ceiling(model.device, model.dtype)
+    print(
+        f"work per visit {flops / 1e9:.3f} GFLOP; ours {flops / fast / 1e9:.0f} GFLOP/s, "
+        f"{100 * flops / fast / top:.0f} % of the matrix-multiply ceiling of {top / 1e9:.0f} GFLOP/s"
+    )
+
+
+def forward_backward(model: LatentDiffusion) -> None:
+    z = torch.randn(GROUP, *model.latent_shape, device=model.device)
+    c = torch.randn(GROUP, 5, model.width, device=model.device, requires_grad=True)
+    t = torch.randint(0, 1000, (GROUP,), device=model.device)
+    model.predict(z, t, c).square().sum().backward()  # FlopCounterMode cannot follow autograd.grad
+
+
+def to_equal_loss(
+    model: LatentDiffusion, train: ImageSet, params: Params, visits: int, published: Published
+) -> None:
+    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+    heldout = heldout_draws(model, model.encode(images), train.ids, params.invert)
+    taken = seconds(lambda: [published.step() for _ in range(2 * visits)], model.device)
+    target = heldout(published.embeddings()).mean().item()
+    print(f"reference: held-out loss {target:.5f} after {visits} visits per image, {taken:.0f} s")
+    for n in (10, 20, 30, 40, 60, 80, 100, 150, 200):
+        settings = params.invert.model_copy(update={"num_visits": n})
+        start = time.perf_counter()
+        bank = invert(model, images, labels, train.ids, settings, GROUP)
+        spent, loss = time.perf_counter() - start, bank.heldout_loss[-1].mean().item()
+        print(f"ours: held-out loss {loss:.5f} after {n} visits, {spent:.0f} s", flush=True)
+        if loss <= target:
+            print(f"time to the reference's loss: ratio {taken / spent:.1f} (n = 1)")
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--visits", type=int, default=0, help="the reference's full schedule; 0: skip it")
+    args = parser.parse_args()
+    params = load_params(args.params)
+    device = resolve_device(params.execution.device)
+    model = load_model(Path(params.model.path), params.model, device)
+    train = load_task(params.data).train.take(range(GROUP))
+    print(machine(device))
+    published = Published(model, torch.from_numpy(train.images), params.invert.num_tokens)
+    per_visit(model, train, params, args.runs, published)
+    if args.visits:
+        published = Published(model, torch.from_numpy(train.images), params.invert.num_tokens)
+        to_equal_loss(model, train, params, args.visits, published)
+
+
+if __name__ == "__main__":
+    main()
