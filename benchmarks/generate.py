@@ -1,27 +1,32 @@
 """Generation: ours against the published way, in one process.
 
 The reference samples with PNDM, 100 steps, guidance 2 by two UNet passes a step; ours with the
-settings of params.yaml. `--quality` compares the validation accuracy of classifiers trained on
-images of both samplers from the same embeddings.
+settings of params.yaml. `--quality` compares images of both samplers from the same embeddings: the
+validation accuracy of classifiers trained on them, and their Frechet distance to real ones.
 
     python benchmarks/generate.py
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from common import compare, machine
 from diffusers import PNDMScheduler
+from numpy.typing import NDArray
 from validation_sweep import generated, validation_accuracies, with_setting
 
-from dinv.config import load_params
+from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
+from dinv.config import Params, load_params
 from dinv.data.task import load_task
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
 from dinv.execution.device import resolve_device
 from dinv.generation.diffusion_inversion import DiffusionInversion
-from dinv.inversion.bank import bank_statistics, load_bank
+from dinv.inversion.bank import EmbeddingBank, bank_statistics, load_bank
+from dinv.metrics.frechet import frechet_distance
 
 
 @torch.no_grad()
@@ -37,6 +42,38 @@ def published(
         e_c = model.unet(z, t, c).sample
         z = scheduler.step(e_u + 2.0 * (e_c - e_u), t, z).prev_sample
     return model.vae.decode(z / model.vae.config.scaling_factor).sample
+
+
+def quality(model: LatentDiffusion, bank: EmbeddingBank, params: Params) -> None:
+    """Synthetic arm's validation accuracy, and Frechet distance of generated to validation images.
+
+    Its features are the ConvNet-3's of the real arm, averaged over positions: `width` numbers.
+    """
+    task = load_task(params.data)
+    train, val = task.train.load(), task.val.load()
+    real = LabelledImages(train.tensor(), torch.from_numpy(train.labels))
+    features = real_features(real, params)
+    slow = {"scheduler": "pndm", "num_inference_steps": 100}
+    fast = {"num_inference_steps": 20}
+    settings = {"ours": {}, "ours with 20 steps": fast, "pndm with 100 steps, same guidance": slow}
+    for name, update in settings.items():
+        images = generated(model, bank, with_setting(params, update))
+        found = validation_accuracies([images], train, val, params)
+        distance = frechet_distance(features(images.images), features(val.tensor()))
+        print(f"{name}: accuracy {[round(a, 1) for a in found]}, Frechet {distance:.4f}", flush=True)
+
+
+def real_features(real: LabelledImages, params: Params) -> Callable[[torch.Tensor], NDArray[np.float32]]:
+    """Images uint8 [N, C, H, W] -> features of a classifier trained on the real ones."""
+    num_classes, statistics = int(real.labels.max()) + 1, pixel_statistics(real.images)
+    classifier = train_classifier([real], num_classes, statistics, params.train, 0).classifier
+    classifier.body = torch.nn.Sequential(*list(classifier.body.children())[:-2])
+
+    @torch.no_grad()
+    def features(images: torch.Tensor) -> NDArray[np.float32]:
+        return torch.cat([classifier(b).mean((2, 3)) for b in images.split(500)]).numpy()
+
+    return features
 
 
 def main() -> None:
@@ -65,14 +102,7 @@ def main() -> None:
         device,
     )
     if args.quality:
-        task = load_task(params.data)
-        train, val = task.train.load(), task.val.load()
-        slow = {"scheduler": "pndm", "num_inference_steps": 100}
-        for name, update in (("ours", {}), ("pndm, 100 steps, same guidance", slow)):
-            found = validation_accuracies(
-                [generated(model, bank, with_setting(params, update))], train, val, params
-            )
-            print(f"{name}: validation accuracy {[round(a, 1) for a in found]}", flush=True)
+        quality(model, bank, params)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ def run(stage: str, main: Callable[..., None], **arguments: Any) -> None:
     except UserError as error:
         sys.exit(f"dinv {stage}: {error}")
     except torch.OutOfMemoryError:
-        sys.exit(f"dinv {stage}: out of GPU memory; lower execution.micro_batch, finished parts are kept")
+        sys.exit(
+            f"dinv {stage}: out of GPU memory, though micro-batches were halved down to one image; lower "
+            "model.resolution or train.batch_size, or set model.dtype to bfloat16; finished parts are kept"
+        )
     except OSError as error:
         sys.exit(f"dinv {stage}: {error}; check free space and permissions, finished parts are kept")
 

@@ -141,3 +141,15 @@ def test_precisions_give_close_images(text_model_folder, model, dtype):
     c = embeds()
     a, b = (sample(m, latents(), c, c, 1.0, "ddim", 3).float() for m in (model, other))
     assert (a - b).abs().mean() < 8
+
+
+def test_bfloat16_gradients_of_embeddings_are_close_to_float32(text_model_folder, model):
+    """On the CPU they take another attention kernel than images do."""
+    g = torch.Generator().manual_seed(3)
+    z, c = torch.randn(4, 4, 8, 8, generator=g), torch.randn(4, 3, 16, generator=g)
+    t, gradients = torch.tensor([10, 200, 500, 900]), []
+    for m in (model, tiny.load_tiny(text_model_folder, dtype="bfloat16")):
+        own = c.clone().requires_grad_()
+        gradients += torch.autograd.grad(m.predict(z, t, own).square().sum(), own)
+    similarity = torch.cosine_similarity(*(gradient.flatten(1) for gradient in gradients))
+    assert (similarity > 0.98).all()

@@ -1,5 +1,7 @@
 """The inversion loop against a plain re-implementation, and its invariants."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -198,6 +200,23 @@ def test_bank_round_trip(tmp_path_factory, ids, tokens, width):
     assert back.ids == ids
     assert torch.equal(back.prompt_embeds, bank.prompt_embeds)
     assert torch.equal(back.heldout_loss, bank.heldout_loss)
+
+
+def test_float16_storage_takes_half_the_space_and_reads_as_float32(model, tmp_path):
+    bank = learn(model, tiny.invert_params(num_tokens=3, num_visits=4))
+    wide = torch.randn(4, 3, 500)
+    bank = replace(bank, prompt_embeds=wide)
+    for name in ("float32", "float16"):
+        save_bank(bank.to(getattr(torch, name)), tmp_path / name)
+    assert (tmp_path / "float16").stat().st_size < 0.55 * (tmp_path / "float32").stat().st_size
+    (tmp_path / "float16").rename(tmp_path / "part-00000.safetensors")
+    for read in (load_bank(tmp_path), BankReader(tmp_path)):
+        embeds = read.embeds([2, 0])
+        assert embeds.dtype == torch.float32
+        torch.testing.assert_close(embeds, wide[[2, 0]], rtol=1e-3, atol=1e-6)
+    found = bank_statistics([load_bank(tmp_path)], 2)
+    assert found.mean.dtype == torch.float32
+    torch.testing.assert_close(found.mean, wide.mean(0), rtol=1e-3, atol=1e-3)
 
 
 def test_equal_banks_have_equal_bytes(model, tmp_path):

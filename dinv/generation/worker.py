@@ -1,6 +1,6 @@
 """The workers of the generate stage: render requests, and reconstruct real images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinv.data.image_set import ImageSet, batches, write_parquet
+from dinv.data.image_set import ImageSet, write_parquet
 from dinv.data.resize import convert_batch
 from dinv.diffusion.latent_diffusion import LatentDiffusion
+from dinv.execution.memory import FittingBatch
 from dinv.execution.parts import to_bytes
 from dinv.generation.reconstruction import reconstruct
 from dinv.generation.strategy import Request
@@ -45,15 +46,15 @@ class RenderWorker:
     """RenderTask -> bytes of an image set part."""
 
     def __init__(self, open_model: Callable[[], LatentDiffusion], micro_batch: int):
-        self.model, self.micro_batch = open_model(), micro_batch
+        self.model, self.batch = open_model(), FittingBatch(micro_batch)
 
     def compute(self, task: RenderTask, advance: Callable[[int], None]) -> bytes:
         """Render every image."""
-        rendered = []
-        for request in task.request.split(self.micro_batch):
-            rendered.append(request.render(self.model))
-            advance(len(rendered[-1]))
-        return task.table.parquet(torch.cat(rendered))
+
+        def render(size: int, advance: Callable[[int], None]) -> torch.Tensor:
+            return _joined((r.render(self.model) for r in task.request.split(size)), advance)
+
+        return task.table.parquet(self.batch.run(render, advance))
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,23 @@ class ReconstructWorker:
     """ReconstructTask -> bytes of an image set part."""
 
     def __init__(self, open_model: Callable[[], LatentDiffusion], micro_batch: int):
-        self.model, self.micro_batch = open_model(), micro_batch
+        self.model, self.batch = open_model(), FittingBatch(micro_batch)
 
     def compute(self, task: ReconstructTask, advance: Callable[[int], None]) -> bytes:
         """Pass every image through the VAE."""
         pixels = convert_batch(task.images, self.model.params.resolution, task.images.shape[3])
-        images, done = torch.from_numpy(pixels), []
-        for rows in batches(len(images), self.micro_batch):
-            done.append(reconstruct(self.model, images[rows]))
-            advance(len(done[-1]))
-        return task.table.parquet(torch.cat(done))
+        images = torch.from_numpy(pixels)
+
+        def decode(size: int, advance: Callable[[int], None]) -> torch.Tensor:
+            return _joined((reconstruct(self.model, batch) for batch in images.split(size)), advance)
+
+        return task.table.parquet(self.batch.run(decode, advance))
+
+
+def _joined(batches: Iterable[torch.Tensor], advance: Callable[[int], None]) -> torch.Tensor:
+    """Compute every batch and join them."""
+    done = []
+    for batch in batches:
+        done.append(batch)
+        advance(len(batch))
+    return torch.cat(done)

@@ -156,7 +156,7 @@ def _read_embeds(path: Path, rows: list[int]) -> torch.Tensor:
     try:
         with safe_open(path, "pt") as file:
             view = file.get_slice("prompt_embeds")
-            return torch.cat([view[row : row + 1] for row in rows])
+            return torch.cat([view[row : row + 1] for row in rows]).float()
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: changed or gone while it was read ({error}); run dvc checkout") from error
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from dinv.config import InvertParams
 from dinv.data.image_set import ImageSet
 from dinv.data.resize import convert_batch
 from dinv.diffusion.latent_diffusion import LatentDiffusion
+from dinv.execution.memory import FittingBatch
 from dinv.execution.parts import to_bytes
 from dinv.inversion.bank import save_bank
 from dinv.inversion.invert import invert
@@ -34,14 +36,13 @@ class InvertWorker:
     """Task -> bytes of an embedding part."""
 
     def __init__(self, open_model: Callable[[], LatentDiffusion], params: InvertParams, micro_batch: int):
-        self.model, self.params, self.micro_batch = open_model(), params, micro_batch
+        self.model, self.params, self.batch = open_model(), params, FittingBatch(micro_batch)
 
     def compute(self, task: InvertTask, advance: Callable[[int], None]) -> bytes:
         """Learn one embedding per image."""
         pixels = convert_batch(task.images, self.model.params.resolution, task.images.shape[3])
-        labels = torch.from_numpy(task.labels)
-        bank = invert(
-            self.model, torch.from_numpy(pixels), labels, task.ids, self.params, self.micro_batch, advance
-        )
+        images, labels = torch.from_numpy(pixels), torch.from_numpy(task.labels)
+        learn = partial(invert, self.model, images, labels, task.ids, self.params)
+        bank = self.batch.run(learn, advance)
         stored = bank.to(getattr(torch, self.params.storage_dtype))
         return to_bytes(lambda path: save_bank(stored, path))
