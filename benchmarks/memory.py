@@ -44,8 +44,8 @@ def image_chunks(n: int):
 class StubInverter:
     def compute(self, task, advance) -> bytes:
         n = len(task.ids)
-        c, losses = torch.randn(n, 5, 128), torch.zeros(VISITS, n)
-        bank = EmbeddingBank(c, torch.from_numpy(task.labels), task.ids, losses, torch.arange(6), losses[:6])
+        c, train, heldout = torch.randn(n, 5, 128), torch.zeros(VISITS, n), torch.zeros(3, n)
+        bank = EmbeddingBank(c, torch.from_numpy(task.labels), task.ids, train, torch.arange(3), heldout)
         return to_bytes(lambda path: save_bank(bank, path))
 
 

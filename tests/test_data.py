@@ -220,6 +220,9 @@ def broken(kind):
             path.write_text("not an image")
         elif kind == "16 bit":
             Image.fromarray(np.full((20, 20), 9000, np.uint16)).save(path)
+        elif kind == "animated":
+            frames = [Image.fromarray(f) for f in tiny.random_images(2, 20)]
+            frames[0].save(path, save_all=True, append_images=frames[1:])
         else:
             (root / "cat" / "notes.txt").write_text("hello")
 
@@ -239,7 +242,7 @@ def test_reader_gives_any_rows_of_any_file_and_row_group(tmp_path, n):
         assert taken.provenance == expected.provenance
 
 
-@pytest.mark.parametrize("kind", ["zero bytes", "truncated", "text", "16 bit", "other file"])
+@pytest.mark.parametrize("kind", ["zero bytes", "truncated", "text", "16 bit", "animated", "other file"])
 def test_bad_files_are_named_never_skipped(tmp_path, kind):
     broken(kind)(fill_folder(tmp_path / "mine"))
     with pytest.raises(UserError, match=r"cat/(bad\.png|notes\.txt): ") as error:

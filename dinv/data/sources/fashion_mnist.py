@@ -6,6 +6,7 @@ The root holds the four .gz files: the bundled sample, Debian's dataset-fashion-
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise UserError(
             f"{path}: no such file; data.root must hold the four Fashion-MNIST .gz files"
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip file ({error}); fetch it again") from error
     num_dims = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
     header = 4 + 4 * num_dims

@@ -52,7 +52,7 @@ def _split(root: Path, split: str, class_names: list[str]) -> RawImages:
         paths += found
         labels += [label] * len(found)
     ids = [path.relative_to(root).as_posix() for path in paths]
-    return RawImages(ids, np.asarray(labels, np.int64), lambda i: _read(paths[i]))
+    return RawImages(ids, np.asarray(labels, np.int64), lambda i: read_picture(paths[i]))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -66,13 +66,17 @@ def _images(folder: Path) -> list[Path]:
     return files
 
 
-def _read(path: Path) -> Image.Image:
+def read_picture(path: Path) -> Image.Image:
+    """Decode one still picture of 8 bits per channel; raises UserError for anything else."""
     try:
         with Image.open(path) as picture:
+            frames = getattr(picture, "n_frames", 1)
             picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).replace(str(path), "").split())
         raise UserError(f"{path}: broken image ({reason}); repair or remove it") from error
+    if frames > 1:
+        raise UserError(f"{path}: has {frames} frames; save the one you mean as a still picture")
     if picture.mode not in (
         "1",
         "L",

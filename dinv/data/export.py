@@ -1,0 +1,69 @@
+"""Write an image set as a folder per class, for programs that read no Parquet.
+
+python -m dinv.data.export data/generated my_generated_images
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from dinv.data.image_set import ImageSetReader
+from dinv.errors import UserError
+
+
+def export_image_folder(source: Path, target: Path) -> int:
+    """Write target/<class>/<id>.png for every image; return how many there are.
+
+    Characters other than letters, digits, '.', '_' and '-' become '_' in names, as in `T-shirt_top`.
+
+    Raises:
+        UserError: the target exists, the source is damaged, or two names become the same.
+    """
+    if target.exists():
+        raise UserError(f"{target}: exists already; remove it or give another folder")
+    images = ImageSetReader(source)
+    names = [_file_name(name) for name in images.class_names]
+    _require_distinct(names, images.class_names, source)
+    for name in names:
+        (target / name).mkdir(parents=True)
+    for row in tqdm(range(len(images)), "export", unit="image", mininterval=1):
+        image = images.take([row])
+        path = target / names[int(image.labels[0])] / f"{_file_name(image.ids[0])}.png"
+        if path.exists():
+            raise UserError(f"{source}: image {image.ids[0]!r} and another would both be {path}; rename one")
+        pixels = image.images[0]
+        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(path)
+    return len(images)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]", "_", text)
+
+
+def _require_distinct(names: list[str], originals: list[str], source: Path) -> None:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UserError(
+                f"{source}: classes {originals[names.index(name)]!r} and {originals[i]!r} would share the "
+                f"folder {name!r}; rename one"
+            )
+
+
+def main() -> None:
+    """Command line; a UserError becomes one line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=Path, help="an image set: data/generated, data/real/train, ...")
+    parser.add_argument("target", type=Path, help="new folder")
+    args = parser.parse_args()
+    try:
+        print(f"{export_image_folder(args.source, args.target)} images in {args.target}")
+    except UserError as error:
+        sys.exit(f"export: {error}")
+
+
+if __name__ == "__main__":
+    main()

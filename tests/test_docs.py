@@ -1,0 +1,83 @@
+"""The commands and code of docs/ work, and its links lead somewhere."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from test_readme import prepare_own_images
+
+from dinv.data.export import export_image_folder
+from dinv.data.image_set import ImageSet, load_image_set, save_image_set
+from dinv.data.sources import image_folder
+from dinv.errors import UserError
+
+PAGES = sorted((tiny.ROOT / "docs").glob("*.md"))
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (tiny.ROOT / "docs" / page).read_text(), re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_linked_and_named_files_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for target in re.findall(r"`((?:tests|dinv|stages|benchmarks|docs|models)/[\w/.]+)`", text):
+        assert (tiny.ROOT / target.replace("NAME", "base")).exists(), target
+
+
+@pytest.mark.slow
+def test_the_library_in_a_notebook(finished):
+    (code,) = blocks("library.md", "python")
+    check = "assert generated.shape[0] == 10 == len(generated_labels) and generated.dtype == torch.uint8"
+    finished.run(sys.executable, "-c", f"{code}\n{check}")
+
+
+@pytest.mark.slow
+def test_own_images_are_looked_at_and_exported(finished, tmp_path):
+    project = finished.copy(tmp_path / "copy")
+    prepare_own_images(project.root)
+    look, export = blocks("own_images.md", "bash")
+    project.run("bash", "-e", "-c", export)
+    assert len(list((project.root / "generated_images").rglob("*.png"))) == 60
+    (settings,) = blocks("own_images.md", "yaml")
+    project.set(**{f"data__{k}": v for k, v in re.findall(r"^  (\w+): (\S+)", settings, re.M)})
+    project.run("bash", "-e", "-c", look)
+    names = {p.parent.name for p in (project.root / "look_at_these").rglob("*.png")}
+    assert names == {"cat", "dog"}
+
+
+def image_set(class_names=("T-shirt/top", "dog"), ids=("a/1.png", "b#2", "c")):
+    images = tiny.random_images(len(ids), channels=1)
+    return ImageSet(images, np.array([0, 1, 1]), list(ids), list(class_names))
+
+
+def test_exported_folder_has_the_same_pixels(tmp_path):
+    save_image_set(image_set(), tmp_path / "set")
+    assert export_image_folder(tmp_path / "set", tmp_path / "out") == 3
+    found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png"))
+    assert found == ["T-shirt_top/a_1.png.png", "dog/b_2.png", "dog/c.png"]
+    pixels = np.asarray(image_folder.read_picture(tmp_path / "out/dog/c.png"))
+    assert np.array_equal(pixels, load_image_set(tmp_path / "set").images[2].squeeze())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"class_names": ("a/b", "a b")}, "classes 'a/b' and 'a b' would share the folder 'a_b'"),
+        ({"ids": ("x", "b#2", "b/2")}, "image 'b/2' and another would both be"),
+    ],
+)
+def test_names_that_become_equal_are_refused(tmp_path, changed, message):
+    save_image_set(image_set(**changed), tmp_path / "set")
+    with pytest.raises(UserError, match=message):
+        export_image_folder(tmp_path / "set", tmp_path / "out")
+
+
+def test_an_existing_folder_is_not_written_into(tmp_path):
+    save_image_set(image_set(), tmp_path / "set")
+    with pytest.raises(UserError, match="exists already"):
+        export_image_folder(tmp_path / "set", tmp_path)

@@ -1,0 +1,115 @@
+"""Whatever bytes a file holds, a loader returns or raises UserError; no code reads pickles."""
+
+import ast
+import io
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dinv.classify.architectures import create_classifier
+from dinv.classify.store import load_classifiers, save_classifier
+from dinv.classify.train import TrainingResult
+from dinv.data.image_set import ImageSet, read_parquet, write_parquet
+from dinv.data.sources import fashion_mnist, image_folder
+from dinv.errors import UserError
+from dinv.execution.parts import to_bytes
+from dinv.inversion.bank import (
+    BankStatistics,
+    EmbeddingBank,
+    load_part,
+    load_statistics,
+    save_bank,
+    save_statistics,
+)
+
+
+def image_set():
+    ids = [f"i{i}" for i in range(3)]
+    return ImageSet(
+        tiny.random_images(3), np.arange(3, dtype=np.int64), ids, ["a", "b", "c"], {"k": [1, 2, 3]}
+    )
+
+
+def bank():
+    return EmbeddingBank(
+        torch.randn(2, 1, 3), torch.arange(2), ["a", "b"], torch.rand(2, 2), torch.arange(2), torch.rand(2, 2)
+    )
+
+
+def classifier(path):
+    torch.manual_seed(0)
+    network = create_classifier("convnet3", 1, 2, 4, torch.zeros(1), torch.ones(1))
+    save_classifier(TrainingResult(network, 2, [(1, 0.5)]), tiny.train_params(width=4), 0, path)
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.fromarray(tiny.random_images(1)[0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def idx(path):
+    tiny.write_idx(path, np.zeros((2, 3, 3), np.uint8))
+
+
+LOADERS = {
+    "image set": (
+        "part-00000.parquet",
+        lambda: to_bytes(lambda p: write_parquet(image_set(), p)),
+        lambda f: read_parquet(f / "part-00000.parquet"),
+    ),
+    "embeddings": (
+        "part-00000.safetensors",
+        lambda: to_bytes(lambda p: save_bank(bank(), p)),
+        lambda f: load_part(f / "part-00000.safetensors"),
+    ),
+    "statistics": (
+        "s.safetensors",
+        lambda: to_bytes(lambda p: save_statistics(BankStatistics(*torch.randn(3, 1, 2, 2)), p)),
+        lambda f: load_statistics(f / "s.safetensors"),
+    ),
+    "classifier": ("part-00000.safetensors", lambda: to_bytes(classifier), load_classifiers),
+    "idx": ("x.gz", lambda: to_bytes(idx), lambda f: fashion_mnist.read_idx(f / "x.gz")),
+    "picture": ("a.png", picture, lambda f: np.asarray(image_folder.read_picture(f / "a.png"))),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_only_the_documented_error_comes_out(kind, tmp_path_factory):
+    name, make, load = LOADERS[kind]
+    original, folder = make(), tmp_path_factory.mktemp("fuzz")
+    (folder / name).write_bytes(original)
+    load(folder)
+
+    @settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def mutate(data):
+        mutated = bytearray(original[: data.draw(st.integers(0, len(original)))])
+        for _ in range(data.draw(st.integers(0, 4)) if mutated else 0):
+            mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+        (folder / name).write_bytes(mutated)
+        try:
+            load(folder)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+    mutate()
+
+
+def test_no_code_reads_pickles():
+    """Neither pickle itself nor the loaders that unpickle."""
+    forbidden = {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
+    for path in [p for folder in ("dinv", "stages", "models") for p in (tiny.ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not forbidden & {a.name.split(".")[0] for a in node.names}, path
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in forbidden, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "np.load", "numpy.load", "pd.read_pickle"), (path, called)
