@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="ours; else params.yaml's"
     )
+    parser.add_argument("--lr", type=float, help="of ours; else params.yaml's")
     parser.add_argument("--sd15", type=int, help="pixels: Stable Diffusion 1.5's architecture instead")
     parser.add_argument("--steps", type=int, help="visits of the paired timing; else params.yaml's")
     parser.add_argument("--runs", type=int, default=5)
@@ -129,9 +130,8 @@ def main() -> None:
     else:
         model, train = bundled(params, args.dtype)
     train = train.take(range(GROUP))
-    if args.steps:
-        invert_params = params.invert.model_copy(update={"num_visits": args.steps})
-        params = params.model_copy(update={"invert": invert_params})
+    update = {"num_visits": args.steps or params.invert.num_visits, "lr": args.lr or params.invert.lr}
+    params = params.model_copy(update={"invert": params.invert.model_copy(update=update)})
     print(f"{machine(model.device)}; ours in {model.params.dtype}")
     published = Published(model, torch.from_numpy(train.images), params.invert.num_tokens)
     ratio = per_visit(model, train, params, args.runs, published)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
+from safetensors import SafetensorError
 
 from dinv.config import load_params
 from dinv.errors import UserError
@@ -48,7 +49,7 @@ def run(stage: str, main: Callable[..., None], **arguments: Any) -> None:
             f"dinv {stage}: out of GPU memory, though micro-batches were halved down to one image; lower "
             "model.resolution or train.batch_size, or set model.dtype to bfloat16; finished parts are kept"
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter from writing: readers make it a UserError
         sys.exit(f"dinv {stage}: {error}; check free space and permissions, finished parts are kept")
 
 

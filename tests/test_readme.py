@@ -14,6 +14,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 SMALLER = {
     "num_visits=1000": "num_visits=2",
     "model.resolution=256": "model.resolution=16",
+    "data.resolution=96": "data.resolution=16",
     "s3://my-bucket": "../remote",
 }
 
