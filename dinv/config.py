@@ -34,7 +34,19 @@ class Section(BaseModel):
 class DataParams(Section):
     """Which labelled images form the task."""
 
-    source: Literal["fashion_mnist", "image_folder"]
+    source: Literal[
+        "fashion_mnist",
+        "image_folder",
+        "image_csv",
+        "cifar10",
+        "cifar100",
+        "stl10",
+        "imagenette",
+        "eurosat",
+        "pathmnist",
+        "dermamnist",
+        "bloodmnist",
+    ]
     root: str
     resolution: Annotated[int, Field(ge=8)]
     resize: Literal["pad", "center_crop", "squash"]
@@ -167,6 +179,11 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     Raises:
         UserError: names the first wrong parameter, its value and what is allowed.
     """
+    return parse_params(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of parameter sections, not validated; raises UserError when it has none."""
     try:
         raw = YAML(typ="safe").load(path.read_text())
     except FileNotFoundError as error:
@@ -175,7 +192,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected sections {', '.join(Params.model_fields)}; it is empty")
-    return parse_params(raw, str(path))
+    return raw
 
 
 def parse_params(raw: dict[str, Any], place: str = "params.yaml") -> Params:

@@ -42,17 +42,24 @@ def fit(sources=None, seed=0, **update):
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-@pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (96, 3)])
+@pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (96, 3), (256, 3)])
 def test_architectures_take_small_images(name, side, channels):
     one = torch.ones(channels)
-    classifier = create_classifier(name, channels, 7, 64, one, one).eval()
+    classifier = create_classifier(name, channels, 7, 64, side, one, one).eval()
     images = torch.from_numpy(tiny.random_images(2, side, channels)).permute(0, 3, 1, 2)
     assert classifier(images).shape == (2, 7)
 
 
 def test_resnet18_keeps_full_resolution_into_the_first_stage():
-    classifier = create_classifier("resnet18", 3, 10, 64, torch.zeros(3), torch.ones(3))
+    classifier = create_classifier("resnet18", 3, 10, 64, 32, torch.zeros(3), torch.ones(3))
     assert sum(p.numel() for p in classifier.parameters()) == 11_173_962  # the CIFAR ResNet-18
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(32, 32), (64, 64), (96, 48), (256, 64)])
+def test_resnet18_stem_follows_the_image_size(image_size, side):
+    body = create_classifier("resnet18", 3, 10, 64, image_size, torch.zeros(3), torch.ones(3)).body.eval()
+    stem = torch.nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
+    assert stem(torch.zeros(1, 3, image_size, image_size)).shape == (1, 64, side, side)
 
 
 def test_training_learns_an_easy_task_and_reports_a_falling_loss():

@@ -43,8 +43,8 @@ def bank():
 
 def classifier(path):
     torch.manual_seed(0)
-    network = create_classifier("convnet3", 1, 2, 4, torch.zeros(1), torch.ones(1))
-    save_classifier(TrainingResult(network, 2, [(1, 0.5)]), tiny.train_params(width=4), 0, path)
+    network = create_classifier("convnet3", 1, 2, 4, 16, torch.zeros(1), torch.ones(1))
+    save_classifier(TrainingResult(network, 2, 16, [(1, 0.5)]), tiny.train_params(width=4), 0, path)
 
 
 def picture():

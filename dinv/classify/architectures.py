@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 
-def convnet3(num_channels: int, num_classes: int, width: int) -> nn.Module:
+def convnet3(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
     """ConvNet-3 of the data-set-distillation literature (Gidaris and Komodakis 2018): three blocks
     of 3x3 convolution, normalisation, ReLU, 2x2 average pooling; then a linear layer.
 
@@ -26,15 +26,21 @@ def convnet3(num_channels: int, num_classes: int, width: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def small_image_resnet18(num_channels: int, num_classes: int, width: int) -> nn.Module:
-    """torchvision's ResNet-18 with the CIFAR stem: 3x3 stride 1, no max-pool. `width` must be 64."""
+def small_image_resnet18(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
+    """torchvision's ResNet-18 (`width` must be 64), its stem by image size as in the paper's code:
+    up to 64 pixels 3x3 stride 1; up to 128 pixels 7x7 stride 2; above, a max-pool besides.
+    """
     model = resnet18(num_classes=num_classes)
-    model.conv1 = nn.Conv2d(num_channels, width, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
+    if image_size <= 64:
+        model.conv1 = nn.Conv2d(num_channels, width, 3, padding=1, bias=False)
+    else:
+        model.conv1 = nn.Conv2d(num_channels, width, 7, stride=2, padding=3, bias=False)
+    if image_size <= 128:
+        model.maxpool = nn.Identity()
     return model
 
 
-ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "convnet3": convnet3,
     "resnet18": small_image_resnet18,
 }
@@ -66,9 +72,10 @@ def create_classifier(
     num_channels: int,
     num_classes: int,
     width: int,
+    image_size: int,
     mean: torch.Tensor,
     std: torch.Tensor,
 ) -> Classifier:
     """Build a classifier with random weights from torch's global generator (fork it first)."""
-    body = ARCHITECTURES[architecture](num_channels, num_classes, width)
+    body = ARCHITECTURES[architecture](num_channels, num_classes, width, image_size)
     return Classifier(body, mean, std).to(memory_format=torch.channels_last)

@@ -33,6 +33,7 @@ def save_classifier(result: TrainingResult, params: TrainParams, seed: int, path
         "width": params.width,
         "num_channels": result.classifier.mean.shape[1],
         "num_classes": result.num_classes,
+        "image_size": result.image_size,
     }
     # One entry only: safetensors writes several in an order that changes from process to process.
     meta = json.dumps({"build": build, "seed": seed}, sort_keys=True)

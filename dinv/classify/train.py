@@ -29,6 +29,7 @@ class TrainingResult:
 
     classifier: Classifier
     num_classes: int
+    image_size: int
     curve: list[tuple[int, float]]
 
 
@@ -82,9 +83,9 @@ def train_classifier(
     g = generator(seed, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init"))
-        channels = sources[0].images.shape[1]
+        channels, image_size = sources[0].images.shape[1:3]
         classifier = create_classifier(
-            params.architecture, channels, num_classes, params.width, *statistics
+            params.architecture, channels, num_classes, params.width, image_size, *statistics
         ).to(device)
     classifier.train()
     optimizer = torch.optim.SGD(
@@ -105,7 +106,7 @@ def train_classifier(
         optimizer.step()
         losses.append(loss.detach())
         advance(params.batch_size)
-    return TrainingResult(classifier.eval(), num_classes, _curve(torch.stack(losses).cpu()))
+    return TrainingResult(classifier.eval(), num_classes, image_size, _curve(torch.stack(losses).cpu()))
 
 
 def _next_batch(

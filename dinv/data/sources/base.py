@@ -36,3 +36,9 @@ class RawSplits:
     train: RawImages
     val: RawImages | None
     test: RawImages
+
+
+def array_images(split: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> RawImages:
+    """Images uint8 [N, H, W] or [N, H, W, 3] in memory; their ids are split and position."""
+    ids = [f"{split}/{i:05d}" for i in range(len(labels))]
+    return RawImages(ids, labels, lambda i: Image.fromarray(images[i]))

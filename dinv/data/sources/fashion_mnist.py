@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from dinv.data.sources.base import RawImages, RawSplits
+from dinv.data.sources.base import RawImages, RawSplits, array_images
 from dinv.errors import UserError
 
 CLASS_NAMES = [
@@ -64,5 +63,4 @@ def _split(root: Path, name: str, limit: int | None) -> RawImages:
     labels = read_idx(root / f"{name}-labels-idx1-ubyte.gz")[:limit].astype(np.int64)
     if len(images) != len(labels):
         raise UserError(f"{root}: {len(images)} {name} images but {len(labels)} labels; fetch again")
-    ids = [f"{name}/{i:05d}" for i in range(len(labels))]
-    return RawImages(ids, labels, lambda i: Image.fromarray(images[i]))
+    return array_images(name, images, labels)

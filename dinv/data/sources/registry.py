@@ -3,10 +3,28 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from dinv.data.sources import fashion_mnist, image_folder
+from dinv.data.sources import (
+    cifar,
+    eurosat,
+    fashion_mnist,
+    image_csv,
+    image_folder,
+    imagenette,
+    medmnist,
+    stl10,
+)
 from dinv.data.sources.base import RawSplits
 
 SOURCES: dict[str, Callable[[Path, int], RawSplits]] = {
     "fashion_mnist": fashion_mnist.load,
     "image_folder": image_folder.load,
+    "image_csv": image_csv.load,
+    "cifar10": cifar.load_cifar10,
+    "cifar100": cifar.load_cifar100,
+    "stl10": stl10.load,
+    "imagenette": imagenette.load,
+    "eurosat": eurosat.load,
+    "pathmnist": medmnist.loader("pathmnist"),
+    "dermamnist": medmnist.loader("dermamnist"),
+    "bloodmnist": medmnist.loader("bloodmnist"),
 }

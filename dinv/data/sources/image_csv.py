@@ -1,0 +1,76 @@
+"""The user's own images, listed in `root/labels.csv`.
+
+Columns `path` (below root) and `label`; with a third, `split` (train, val, test), that split is
+used, else a fifth of every class is set aside for test. Other columns are ignored.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dinv.data.sources.base import RawImages, RawSplits
+from dinv.data.sources.image_folder import read_picture
+from dinv.data.split import split_off_test
+from dinv.errors import UserError
+
+TABLE = "labels.csv"
+SPLITS = ("train", "val", "test")
+
+
+def load(root: Path, seed: int) -> RawSplits:
+    """List the images; pixels are read later, one at a time."""
+    rows = _read_table(root / TABLE)
+    class_names = sorted({row["label"] for row in rows})
+    if len(class_names) < 2:
+        raise UserError(f"{root / TABLE}: found {len(class_names)} classes; classification needs two")
+    if "split" not in rows[0]:
+        pool = _images(root, rows, class_names)
+        rest, test_rows = split_off_test(pool.labels, pool.ids, class_names, seed)
+        return RawSplits(class_names, pool.take(rest), None, pool.take(test_rows))
+    parts = {s: _images(root, [r for r in rows if r["split"] == s], class_names) for s in SPLITS}
+    if not parts["train"].ids or not parts["test"].ids:
+        raise UserError(f"{root / TABLE}: column split needs rows of train and of test")
+    return RawSplits(class_names, parts["train"], parts["val"] if parts["val"].ids else None, parts["test"])
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file, strict=True))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; it needs columns path and label") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); save it again") from error
+    for column in ("path", "label"):
+        if not table or column not in table[0]:
+            raise UserError(f"{path}: no column {column!r} or no rows; it needs columns path and label")
+    for line, row in enumerate(table, 2):
+        _check(row, f"{path}:{line}")
+    _check_distinct([row["path"] for row in table], path)
+    return table
+
+
+def _check(row: dict[str, str], place: str) -> None:
+    for column in ("path", "label"):
+        if not row[column]:
+            raise UserError(f"{place}: {column} is empty; fill it or remove the line")
+    if "split" in row and row["split"] not in SPLITS:
+        raise UserError(f"{place}: split = {row['split']!r}; write train, val or test")
+
+
+def _check_distinct(paths: Sequence[str], table: Path) -> None:
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen:
+            raise UserError(f"{table}: {path!r} is listed twice; remove one line")
+        if not (table.parent / path).is_file():
+            raise UserError(f"{table}: {path!r}: no such file below {table.parent}; correct the path")
+        seen.add(path)
+
+
+def _images(root: Path, rows: Sequence[dict[str, str]], class_names: list[str]) -> RawImages:
+    paths = [row["path"] for row in rows]
+    labels = np.asarray([class_names.index(row["label"]) for row in rows], np.int64)
+    return RawImages(paths, labels, lambda i: read_picture(root / paths[i]))

@@ -1,0 +1,32 @@
+"""Imagenette 2 (fast.ai), full size: 9,469 training images; its 3,925 validation images are for test."""
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import Imagenette
+
+from dinv.data.sources.base import RawImages, RawSplits
+from dinv.data.sources.downloaded import downloads, fetch, remove_if_incomplete
+from dinv.data.sources.image_folder import read_picture
+
+NUM_FILES = 9_469 + 3_925
+
+
+def load(root: Path, seed: int) -> RawSplits:
+    """As the paper does."""
+    remove_if_incomplete(downloads(root) / "imagenette2", "*/*/*.JPEG", NUM_FILES)
+
+    def split(name: str) -> Imagenette:
+        return fetch(
+            "imagenette", root, "imagenette2.tgz", lambda folder: Imagenette(folder, name, download=True)
+        )
+
+    train, test = split("train"), split("val")
+    names = [synonyms[0] for synonyms in train.classes]
+    return RawSplits(names, _images("train", train), None, _images("test", test))
+
+
+def _images(name: str, data: Imagenette) -> RawImages:
+    paths, labels = zip(*data._samples, strict=True)
+    ids = [f"{name}/{Path(path).parent.name}/{Path(path).name}" for path in paths]
+    return RawImages(ids, np.asarray(labels, np.int64), lambda i: read_picture(Path(paths[i])))
