@@ -1,10 +1,11 @@
-"""Parts: atomic, verified, resumed after kill -9, reused image by image, refused to a second writer."""
+"""Parts: atomic, verified, resumed after kill -9, reused image by image, computed by one of two runs."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -132,11 +133,24 @@ def test_an_error_keeps_what_is_finished(tmp_path):
     assert computed == ["d"]
 
 
-def test_second_run_of_the_same_work_is_refused(tmp_path):
-    store = PartStore("s", tmp_path / "scratch")
-    with store.lock(list(plan_of(list("abc")).parts())), pytest.raises(UserError, match="another run"):
-        go(tmp_path, list("abc"))
-    go(tmp_path, list("abc"))
+def test_second_run_of_the_same_work_waits_for_the_first_and_computes_nothing(tmp_path, capsys):
+    computed = []
+    runs = [threading.Thread(target=go, args=(tmp_path / name, list("abc"), computed)) for name in "xy"]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y/scratch").symlink_to(tmp_path / "x/scratch")
+    said = ""
+    with PartStore("s", tmp_path / "x/scratch").lock(list(plan_of(list("abc")).parts())):
+        for run in runs:
+            run.start()
+        while said.count("waiting for it") < 2:
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+        assert computed == []
+    for run in runs:
+        run.join(60)
+    assert computed == ["a", "b", "c"]
+    assert [len(list((tmp_path / name / "out").iterdir())) for name in "xy"] == [1, 1]
 
 
 def test_output_numbers_parts_and_drops_old_ones(tmp_path):

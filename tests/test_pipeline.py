@@ -130,7 +130,16 @@ def test_fresh_computation_gives_the_same_bytes(project):
     assert tree(project, *OUTPUTS) == before
 
 
-@pytest.mark.parametrize(("stage", "out"), [("invert", "data/embeddings"), ("generate", "data/generated")])
+KILLED = [
+    ("download", "data/real"),
+    ("invert", "data/embeddings"),
+    ("generate", "data/generated"),
+    ("train", "data/classifiers/mixed"),
+    ("evaluate", "metrics"),
+]
+
+
+@pytest.mark.parametrize(("stage", "out"), KILLED, ids=[stage for stage, _ in KILLED])
 def test_killed_at_twenty_random_moments_the_stage_resumes_with_the_same_bytes(project, stage, out):
     script = str(tiny.ROOT / "tests/killing.py")
     done = project.run(sys.executable, script, stage, out, "20", PYTHONPATH=str(project.root))

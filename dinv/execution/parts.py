@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dinv.errors import UserError
+from tqdm import tqdm
+
 from dinv.files import atomic_write, digest_of, file_digest
 
 T = TypeVar("T")
@@ -142,16 +144,15 @@ class PartStore:
 
     @contextmanager
     def lock(self, parts: Sequence[Part]) -> Iterator[None]:
-        """Refuse a second run of the same work. The lock ends with the process, however it dies."""
+        """Wait until no other run computes these parts. The lock ends with its process, however that dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{digest_of([p.digest for p in parts])}.lock"
         with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{path}: another run is computing the same parts; wait for it or stop it"
-                ) from error
+            except BlockingIOError:
+                tqdm.write(f"another run is computing the same parts; waiting for it ({path})", sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _intact(self, path: Path) -> bool:
@@ -204,7 +205,8 @@ def assemblies(
 
 def collect(store: PartStore, parts: Sequence[Part], folder: Path, suffix: str) -> None:
     """Copy finished parts into a stage's output folder as part-00000<suffix>, part-00001<suffix>..."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     for i, part in enumerate(parts):
         with atomic_write(folder / f"part-{i:05d}{suffix}") as temporary:
