@@ -113,6 +113,7 @@ def create(root: Path) -> Project:
     project.set(**{k.replace(".", "__"): v for k, v in SMALL.items()})
     project.run("git", "init", "--quiet")
     project.dvc("init", "--quiet")
+    shutil.copytree(tiny.ROOT / ".dvc/plots", root / ".dvc/plots")
     project.run("git", "add", ".")
     project.run("git", "commit", "--quiet", "-m", "start")
     return project
