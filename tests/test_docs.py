@@ -1,7 +1,11 @@
 """The commands and code of docs/ work, and its links lead somewhere."""
 
+import csv
+import io
 import re
+import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -48,6 +52,53 @@ def test_own_images_are_looked_at_and_exported(finished, tmp_path):
     project.run("bash", "-e", "-c", look)
     names = {p.parent.name for p in (project.root / "look_at_these").rglob("*.png")}
     assert names == {"cat", "dog"}
+
+
+@pytest.mark.slow
+def test_gpu_page_sets_the_model_and_looks(finished, tmp_path):
+    project = finished.copy(tmp_path / "copy")
+    shutil.copytree(tiny.ROOT / "presets", project.root / "presets")
+    preset, look = blocks("gpu.md", "bash")
+    project.run("bash", "-e", "-c", preset)
+    assert "path: CompVis/stable-diffusion-v1-4" in (project.root / "params.yaml").read_text()
+    project.run("git", "checkout", "params.yaml")
+    small = look.replace("num_visits=200", "num_visits=3").replace("num_per_class=10", "num_per_class=2")
+    project.run("bash", "-e", "-c", small)
+
+
+@pytest.mark.slow
+def test_experiments_run_queue_and_compare(finished, tmp_path):
+    project = finished.copy(tmp_path / "copy")
+    prepare_own_images(project.root)
+    shutil.copytree(tiny.ROOT / "presets", project.root / "presets")
+    one, preset, queue, track, compare, keep = blocks("experiments.md", "bash")
+    project.run("bash", "-e", "-c", preset)
+    assert "source: stl10" in (project.root / "params.yaml").read_text()
+    project.run("git", "checkout", "params.yaml")
+    project.run("bash", "-e", "-c", track)
+    assert "my_images.dvc" in project.run("git", "ls-files").stdout
+    project.run("git", "branch", "--move", "main")
+    project.run("bash", "-e", "-c", one)
+    project.run("git", "checkout", ".")
+    project.run("bash", "-e", "-c", queue.replace("guidance_scale=1,2", "guidance_scale=2 -S invert.lr=0.2"))
+    wait_for_queue(project)
+    table = project.run("bash", "-e", "-c", compare).stdout
+    assert table.count("Success") == 0 and "gain_over_real.mixed.mean" in table
+    rows = list(csv.DictReader(io.StringIO(project.dvc("exp", "show", "--csv").stdout)))
+    lambdas = {row["generate.noise_std"] for row in rows if row["top1_accuracy.mixed"]}
+    assert lambdas >= {"0.5", "0.8", "1.0"}, table
+    project.run("bash", "-e", "-c", keep)
+    assert "noise_std: 0.8" in project.run("git", "show", "more-noise:params.yaml").stdout
+
+
+def wait_for_queue(project):
+    """Until both workers are through; every experiment of the queue must have succeeded."""
+    for _ in range(300):
+        status = project.dvc("queue", "status").stdout
+        if "Running" not in status and "Queued" not in status:
+            break
+        time.sleep(2)
+    assert status.count("Success") == 2, status
 
 
 def image_set(class_names=("T-shirt/top", "dog"), ids=("a/1.png", "b#2", "c")):
