@@ -55,6 +55,18 @@ def test_own_images_are_looked_at_and_exported(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_generated_images_open_in_hugging_face_datasets(finished, tmp_path):
+    (code,) = blocks("own_images.md", "python")
+    check = """
+assert len(images) == 60 and images[0]["image"].size == (16, 16)
+assert {"label", "source_id", "partner_id", "noise_std", "interpolation", "guidance_scale"} <= set(images.column_names)
+assert images.features["label"].names[0] == "T-shirt/top"
+"""
+    env = {"HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    finished.run(sys.executable, "-c", code + check, **env)
+
+
+@pytest.mark.slow
 def test_gpu_page_sets_the_model_and_looks(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     shutil.copytree(tiny.ROOT / "presets", project.root / "presets")
