@@ -22,6 +22,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
+# Channels of the first block of architectures whose later blocks are not ours to change.
+FIXED_WIDTHS = {"resnet18": 64, "vgg16": 64, "mobilenetv2": 32, "shufflenetv2": 24, "efficientnet_b0": 32}
+
 ARMS = ("real", "reconstruction", "synthetic", "mixed")
 
 
@@ -109,7 +112,7 @@ class GenerateParams(Section):
 class TrainParams(Section):
     """How every arm's classifier is trained; the same for all arms."""
 
-    architecture: Literal["convnet3", "resnet18"]
+    architecture: Literal["convnet3", "resnet18", "vgg16", "mobilenetv2", "shufflenetv2", "efficientnet_b0"]
     width: PositiveInt
     dtype: Literal["float32", "bfloat16"]
     num_steps: PositiveInt
@@ -122,6 +125,9 @@ class TrainParams(Section):
     label_smoothing: Beta
     random_crop: bool
     horizontal_flip: bool
+    auto_augment: Literal["cifar10", "imagenet", "svhn"] | None
+    mixup_alpha: NonNegativeFloat
+    cutmix_alpha: NonNegativeFloat
     seeds: Annotated[list[Seed], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -130,8 +136,10 @@ class TrainParams(Section):
             raise ValueError("seeds must differ from each other: a repeated seed is not a new run")
         if self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps must be below num_steps ({self.num_steps})")
-        if self.architecture == "resnet18" and self.width != 64:
-            raise ValueError("width must be 64 for resnet18, whose later blocks expect it")
+        width = FIXED_WIDTHS.get(self.architecture, self.width)
+        if self.width != width:
+            name = self.architecture
+            raise ValueError(f"width must be {width} for {name}, whose later blocks expect it")
         return self
 
 

@@ -44,7 +44,7 @@ def finish(stage: str, scratch: Path) -> None:
 
 
 def digest(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".gitignore")
     return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
 
 

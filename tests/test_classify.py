@@ -12,7 +12,7 @@ from safetensors import safe_open
 from sklearn.metrics import balanced_accuracy_score
 
 from dinv.classify.architectures import ARCHITECTURES, create_classifier
-from dinv.classify.augment import random_crop, random_horizontal_flip
+from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
 from dinv.classify.store import load_classifier, load_classifiers, save_classifier
 from dinv.classify.train import (
     LabelledImages,
@@ -23,6 +23,7 @@ from dinv.classify.train import (
     predict,
     train_classifier,
 )
+from dinv.config import FIXED_WIDTHS
 from dinv.errors import UserError
 from dinv.metrics.accuracy import balanced_accuracy, difference, summarize, top1_accuracy
 from dinv.metrics.report import Score, markdown_table, summary
@@ -45,14 +46,37 @@ def fit(sources=None, seed=0, **update):
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (96, 3), (256, 3)])
 def test_architectures_take_small_images(name, side, channels):
     one = torch.ones(channels)
-    classifier = create_classifier(name, channels, 7, 64, side, one, one).eval()
+    classifier = create_classifier(name, channels, 7, FIXED_WIDTHS.get(name, 64), side, one, one).eval()
     images = torch.from_numpy(tiny.random_images(2, side, channels)).permute(0, 3, 1, 2)
     assert classifier(images).shape == (2, 7)
 
 
-def test_resnet18_keeps_full_resolution_into_the_first_stage():
-    classifier = create_classifier("resnet18", 3, 10, 64, 32, torch.zeros(3), torch.ones(3))
-    assert sum(p.numel() for p in classifier.parameters()) == 11_173_962  # the CIFAR ResNet-18
+PUBLISHED_SIZES = {  # parameters with ten classes; the first two as in the CIFAR networks
+    "resnet18": 11_173_962,
+    "vgg16": 14_728_266,
+    "mobilenetv2": 2_236_682,
+    "shufflenetv2": 352_042,
+    "efficientnet_b0": 4_020_358,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED_SIZES))
+def test_architectures_are_the_published_ones(name):
+    classifier = create_classifier(name, 3, 10, FIXED_WIDTHS[name], 32, torch.zeros(3), torch.ones(3))
+    assert sum(p.numel() for p in classifier.parameters()) == PUBLISHED_SIZES[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"convnet3"}))
+def test_every_architecture_is_reproducible_and_survives_a_file(name, tmp_path):
+    """EfficientNet drops activations and whole blocks at random: that too follows from the seed."""
+    update = {"architecture": name, "width": FIXED_WIDTHS[name], "num_steps": 3, "batch_size": 4}
+    first, second = (fit(**update) for _ in range(2))
+    for key, value in first.classifier.state_dict().items():
+        assert torch.equal(value, second.classifier.state_dict()[key]), key
+    save_classifier(first, tiny.train_params(**update), 0, tmp_path / "c.safetensors")
+    loaded = load_classifier(tmp_path / "c.safetensors").classifier
+    images = easy_images().images[:4]
+    assert torch.allclose(loaded(images), first.classifier(images))
 
 
 @pytest.mark.parametrize(("image_size", "side"), [(32, 32), (64, 64), (96, 48), (256, 64)])
@@ -126,6 +150,51 @@ def test_flip_mirrors_about_half():
     out = random_horizontal_flip(images, torch.Generator().manual_seed(0))
     flipped = (out == images.flip(3)).flatten(1).all(1)
     assert ((out == images).flatten(1).all(1) | flipped).all() and 400 < flipped.sum() < 600
+
+
+def test_mixup_is_one_convex_combination_of_the_batch_and_its_neighbour():
+    images, labels = easy_images(n=6).images, torch.arange(6) % 3
+    mixed, target = mix(images, labels, 3, mixup_alpha=1.0, cutmix_alpha=0.0)
+    one_hot = torch.nn.functional.one_hot(labels, 3).float()
+    weight = ((mixed - images.roll(1, 0)) / (images - images.roll(1, 0).float())).nanmedian()
+    assert torch.allclose(mixed, weight * images + (1 - weight) * images.roll(1, 0), atol=0.01)
+    assert torch.allclose(target, weight * one_hot + (1 - weight) * one_hot.roll(1, 0), atol=1e-4)
+
+
+def test_cutmix_pastes_one_rectangle_and_labels_by_area():
+    images, labels = torch.arange(1, 5).view(4, 1, 1, 1).expand(4, 1, 16, 16).to(torch.uint8), torch.arange(4)
+    for _ in range(20):
+        mixed, target = mix(images, labels, 4, mixup_alpha=0.0, cutmix_alpha=1.0)
+        own = (mixed == images).flatten(1).float().mean(1)
+        assert torch.equal(mixed == images, (mixed[:1] == images[:1]).expand_as(mixed))
+        assert torch.allclose(target[torch.arange(4), labels], own, atol=1e-6)
+        assert torch.allclose(target.sum(1), torch.ones(4))
+
+
+def test_auto_augment_draws_for_each_image_and_keeps_bytes():
+    image = torch.from_numpy(tiny.random_images(1, 32)).permute(0, 3, 1, 2)
+    out = auto_augment(image.expand(8, -1, -1, -1), "cifar10")
+    assert out.shape == (8, 3, 32, 32) and out.dtype == torch.uint8
+    assert len({o.numpy().tobytes() for o in out}) > 2
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"auto_augment": "svhn"},
+        {"mixup_alpha": 0.5},
+        {"cutmix_alpha": 1.0},
+        {"mixup_alpha": 1.0, "cutmix_alpha": 1.0},
+    ],
+)
+def test_each_augmentation_trains_reproducibly_and_is_not_ignored(update):
+    torch.seed()
+    first = fit(**update)
+    torch.seed()
+    again, without = fit(**update), fit()
+    key = "body.0.weight"
+    assert torch.equal(first.classifier.state_dict()[key], again.classifier.state_dict()[key])
+    assert not torch.equal(first.classifier.state_dict()[key], without.classifier.state_dict()[key])
 
 
 def test_stored_classifier_predicts_the_same(tmp_path):

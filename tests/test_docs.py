@@ -83,7 +83,7 @@ def test_experiments_run_queue_and_compare(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     prepare_own_images(project.root)
     shutil.copytree(tiny.ROOT / "presets", project.root / "presets")
-    one, preset, queue, track, compare, keep = blocks("experiments.md", "bash")
+    one, preset, queue, track, lists, compare, keep = blocks("experiments.md", "bash")
     project.run("bash", "-e", "-c", preset)
     assert "source: stl10" in (project.root / "params.yaml").read_text()
     project.run("git", "checkout", "params.yaml")
@@ -94,6 +94,7 @@ def test_experiments_run_queue_and_compare(finished, tmp_path):
     project.run("git", "checkout", ".")
     project.run("bash", "-e", "-c", queue.replace("guidance_scale=1,2", "guidance_scale=2 -S invert.lr=0.2"))
     wait_for_queue(project)
+    assert project.run("bash", "-e", "-c", lists).stdout.count("Queued experiment") == 3
     table = project.run("bash", "-e", "-c", compare).stdout
     assert table.count("Success") == 0 and "gain_over_real.mixed.mean" in table
     rows = list(csv.DictReader(io.StringIO(project.dvc("exp", "show", "--csv").stdout)))

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import efficientnet_b0, mobilenet_v2, resnet18, shufflenet_v2_x0_5, vgg16_bn
+
+SMALL = 64  # pixels up to which a first convolution keeps the resolution
 
 
 def convnet3(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
@@ -31,7 +33,7 @@ def small_image_resnet18(num_channels: int, num_classes: int, width: int, image_
     up to 64 pixels 3x3 stride 1; up to 128 pixels 7x7 stride 2; above, a max-pool besides.
     """
     model = resnet18(num_classes=num_classes)
-    if image_size <= 64:
+    if image_size <= SMALL:
         model.conv1 = nn.Conv2d(num_channels, width, 3, padding=1, bias=False)
     else:
         model.conv1 = nn.Conv2d(num_channels, width, 7, stride=2, padding=3, bias=False)
@@ -40,9 +42,53 @@ def small_image_resnet18(num_channels: int, num_classes: int, width: int, image_
     return model
 
 
+def vgg16(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
+    """The convolutions of torchvision's VGG-16 with batch normalisation, averaged, and one linear layer.
+
+    Images below 32 pixels are padded to 32 by the first convolution: five poolings follow.
+    """
+    features = vgg16_bn().features
+    padding = 1 + max(0, (32 - image_size + 1) // 2)
+    features[0] = nn.Conv2d(num_channels, width, 3, padding=padding)
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+
+
+def _first_convolution(num_channels: int, width: int, image_size: int) -> nn.Conv2d:
+    """3x3 without bias; stride 1 for small images, else the stride 2 of the ImageNet networks."""
+    stride = 1 if image_size <= SMALL else 2
+    return nn.Conv2d(num_channels, width, 3, stride=stride, padding=1, bias=False)
+
+
+def small_image_mobilenetv2(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
+    """torchvision's MobileNetV2 (`width` must be 32)."""
+    model = mobilenet_v2(num_classes=num_classes)
+    model.features[0][0] = _first_convolution(num_channels, width, image_size)
+    return model
+
+
+def small_image_shufflenetv2(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
+    """torchvision's ShuffleNetV2 of half width (`width` must be 24), max-pool kept."""
+    model = shufflenet_v2_x0_5(num_classes=num_classes)
+    model.conv1[0] = _first_convolution(num_channels, width, image_size)
+    return model
+
+
+def small_image_efficientnet_b0(
+    num_channels: int, num_classes: int, width: int, image_size: int
+) -> nn.Module:
+    """torchvision's EfficientNet-B0 (`width` must be 32), with its dropout and stochastic depth of 0.2."""
+    model = efficientnet_b0(num_classes=num_classes)
+    model.features[0][0] = _first_convolution(num_channels, width, image_size)
+    return model
+
+
 ARCHITECTURES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "convnet3": convnet3,
     "resnet18": small_image_resnet18,
+    "vgg16": vgg16,
+    "mobilenetv2": small_image_mobilenetv2,
+    "shufflenetv2": small_image_shufflenetv2,
+    "efficientnet_b0": small_image_efficientnet_b0,
 }
 
 

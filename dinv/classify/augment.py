@@ -1,7 +1,11 @@
-"""Augmentation of whole uint8 batches on their device, one random draw per image."""
+"""Augmentation of whole uint8 batches on their device, one random draw per image.
+
+torchvision's transforms draw from torch's global generator, which the caller seeds.
+"""
 
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import v2
 
 
 def random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -21,3 +25,26 @@ def random_horizontal_flip(images: torch.Tensor, generator: torch.Generator) -> 
     """Mirror each image with probability 1/2; [B, C, H, W]."""
     flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     return torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def auto_augment(images: torch.Tensor, policy: str) -> torch.Tensor:
+    """AutoAugment (Cubuk et al. 2019), a sub-policy per image; policy cifar10, imagenet or svhn."""
+    augment = v2.AutoAugment(v2.AutoAugmentPolicy(policy))
+    return torch.stack([augment(image) for image in images])
+
+
+def mix(
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, mixup_alpha: float, cutmix_alpha: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with itself, by chance if both are on.
+
+    An alpha of 0 is off. Returns float images in [0, 255] and class probabilities [B, num_classes].
+    """
+    kinds: list[torch.nn.Module] = []
+    if mixup_alpha > 0:
+        kinds.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+    if cutmix_alpha > 0:
+        kinds.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+    kind = kinds[int(torch.randint(len(kinds), ()))]
+    mixed: tuple[torch.Tensor, torch.Tensor] = kind(images.float(), labels)
+    return mixed

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dinv.classify.architectures import Classifier, create_classifier
-from dinv.classify.augment import random_crop, random_horizontal_flip
+from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
 from dinv.config import TrainParams
 from dinv.execution.device import computes_bfloat16
 from dinv.rng import derive_seed, generator
@@ -80,13 +80,28 @@ def train_classifier(
     images are done. The last step's weights are the result: nothing is selected.
     """
     device = sources[0].images.device
-    g = generator(seed, "train")
-    with torch.random.fork_rng(devices=[]):
+    channels, image_size = sources[0].images.shape[1:3]
+    # Global random numbers make the initial weights, torchvision's augmentation and dropout.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "init"))
-        channels, image_size = sources[0].images.shape[1:3]
         classifier = create_classifier(
             params.architecture, channels, num_classes, params.width, image_size, *statistics
         ).to(device)
+        torch.manual_seed(derive_seed(seed, "training"))
+        losses = _fit(classifier, num_classes, sources, params, generator(seed, "train"), advance)
+    return TrainingResult(classifier.eval(), num_classes, image_size, _curve(losses.cpu()))
+
+
+def _fit(
+    classifier: Classifier,
+    num_classes: int,
+    sources: Sequence[LabelledImages],
+    params: TrainParams,
+    g: torch.Generator,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    """All steps; returns the loss of each."""
+    device = sources[0].images.device
     classifier.train()
     optimizer = torch.optim.SGD(
         classifier.parameters(), params.lr, params.momentum, weight_decay=params.weight_decay
@@ -98,15 +113,18 @@ def train_classifier(
     for step in range(params.num_steps):
         optimizer.param_groups[0]["lr"] = learning_rate(params, step)
         images, labels = _next_batch(sources, streams)
+        images = _augment(images, params, g)
+        if params.mixup_alpha + params.cutmix_alpha > 0:
+            images, labels = mix(images, labels, num_classes, params.mixup_alpha, params.cutmix_alpha)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-            logits = classifier(_augment(images, params, g)).float()
+            logits = classifier(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=params.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
         advance(params.batch_size)
-    return TrainingResult(classifier.eval(), num_classes, image_size, _curve(torch.stack(losses).cpu()))
+    return torch.stack(losses)
 
 
 def _next_batch(
@@ -120,7 +138,9 @@ def _next_batch(
 def _augment(images: torch.Tensor, params: TrainParams, g: torch.Generator) -> torch.Tensor:
     if params.random_crop:
         images = random_crop(images, g)
-    return random_horizontal_flip(images, g) if params.horizontal_flip else images
+    if params.horizontal_flip:
+        images = random_horizontal_flip(images, g)
+    return images if params.auto_augment is None else auto_augment(images, params.auto_augment)
 
 
 def _curve(losses: torch.Tensor) -> list[tuple[int, float]]:
