@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
 
 import vl_convert
 
-ARMS = ("real", "reconstruction", "synthetic", "mixed")
+from dinv.config import ARMS
+from dinv.metrics.accuracy import difference, summarize
+
 Row = dict[str, str]
 
 
@@ -51,10 +52,10 @@ def table(rows: list[Row]) -> str:
         "|" + "---|" * 7,
     ]
     for k in sorted({k for k, _ in found}):
-        cells = [f"{mean(found[k, arm]):.2f} ± {stdev(found[k, arm]):.2f}" for arm in ARMS]
-        for arm in ("synthetic", "mixed"):
-            gains = [a - b for a, b in zip(found[k, arm], found[k, "real"], strict=True)]
-            cells.append(f"{mean(gains):+.2f} ± {stdev(gains) / len(gains) ** 0.5:.2f}")
+        levels = [summarize(found[k, arm]) for arm in ARMS]
+        gains = [difference(found[k, arm], found[k, "real"]) for arm in ("synthetic", "mixed")]
+        cells = [f"{s.mean:.2f} ± {s.std:.2f}" for s in levels]
+        cells += [f"{s.mean:+.2f} ± {s.stderr:.2f}" for s in gains]
         lines.append(f"| {k} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -73,7 +73,7 @@ def remote_url(s3: bool, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def measure(folder: Path, s3: bool) -> dict[str, float]:
-    """Seconds of each DVC command on folder/images; the median of five for those that change nothing."""
+    """Seconds of each DVC command on folder/images; the median of five for `dvc status`."""
     with remote_url(s3, folder) as (url, extra):
         env = os.environ | QUIET | extra
 
