@@ -97,6 +97,7 @@ class GenerateParams(Section):
     """How embeddings are perturbed and images generated from them."""
 
     num_images_per_embedding: PositiveInt
+    balance_classes: bool
     noise_std: NonNegativeFloat
     noise_unit: Literal["absolute", "relative"]
     interpolation: Fraction
@@ -118,6 +119,10 @@ class TrainParams(Section):
     num_steps: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]
     real_fraction: Annotated[float, Field(gt=0, lt=1)]
+    mixing: Literal["batch", "replace"]
+    synthetic_loss_weight: PositiveFloat
+    min_confidence: Annotated[float, Field(ge=0, lt=1)]
+    pretrained: str | None
     lr: PositiveFloat
     warmup_steps: Annotated[int, Field(ge=0)]
     momentum: Beta
@@ -141,6 +146,15 @@ class TrainParams(Section):
             name = self.architecture
             raise ValueError(f"width must be {width} for {name}, whose later blocks expect it")
         return self
+
+
+class MeasureParams(Section):
+    """How image sets are compared."""
+
+    features: Annotated[dict[Literal["fashion", "inception", "dinov2", "clip"], str], Field(min_length=1)]
+    num_images: Annotated[int, Field(ge=2)]
+    num_neighbors: PositiveInt
+    seed: Seed
 
 
 class EvaluateParams(Section):
@@ -176,6 +190,7 @@ class Params(Section):
     model: ModelParams
     invert: InvertParams
     generate: GenerateParams
+    measure: MeasureParams
     train: TrainParams
     evaluate: EvaluateParams
     execution: ExecutionParams

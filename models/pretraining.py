@@ -20,14 +20,18 @@ FIRST_PRETRAINING_IMAGE = 10_000  # the labelled task is drawn from the images b
 IMAGE_SIZE = 32
 
 
-def parse_arguments(doc: str, steps: int, batch_size: int, lr: float) -> argparse.Namespace:
+def argument_parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--images", type=Path, required=True, help="idx3 file of the train split")
     parser.add_argument("--output", type=Path, required=True, help="model folder")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--lr", type=float, default=lr)
-    return parser.parse_args()
+    return parser
+
+
+def parse_arguments(doc: str, steps: int, batch_size: int, lr: float) -> argparse.Namespace:
+    return argument_parser(doc, steps, batch_size, lr).parse_args()
 
 
 def load_pretraining_images(path: Path) -> torch.Tensor:

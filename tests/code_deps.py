@@ -38,5 +38,5 @@ def expected_code(stage: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    for name in ("download", "invert", "generate", "train", "evaluate"):
+    for name in ("download", "invert", "generate", "measure", "train", "evaluate"):
         print(name, *[f"\n      - {f}" for f in expected_code(name)])

@@ -25,7 +25,7 @@ SMALL = {
     "train.seeds": [0, 1],
 }
 ARMS = ("real", "reconstruction", "synthetic", "mixed")
-STAGES = {"download", "invert", "generate", "evaluate", *(f"train@{arm}" for arm in ARMS)}
+STAGES = {"download", "invert", "generate", "measure", "evaluate", *(f"train@{arm}" for arm in ARMS)}
 
 
 class Project:
@@ -108,6 +108,7 @@ def create(root: Path) -> Project:
         else:
             shutil.copy(source, root / name)
     tiny.save_tiny_model(root / "models/fashion-ldm", num_channels=1, text=False)
+    shutil.copytree(tiny.ROOT / "models/fashion-features", root / "models/fashion-features")
     tiny.save_tiny_fashion_mnist(root / "tinydata")
     project = Project(root)
     project.set(**{k.replace(".", "__"): v for k, v in SMALL.items()})

@@ -146,6 +146,24 @@ CASES = [
     ("lonely image", one_image_of_a_class, "generate", r"generate\.interpolation = .*has no partner"),
     ("broken image", broken_folder, "download", r"mine/dog/3\.png: broken image"),
     ("no upstream", remove("data/embeddings"), "generate", r"data/embeddings: no embeddings there"),
+    (
+        "no feature network",
+        lambda p: (run_stage(p, "generate"), p.set(measure__features={"clip": "absent"})),
+        "measure",
+        r"measure\.features: clip at 'absent': no such path",
+    ),
+    (
+        "unknown features",
+        lambda p: p.set(measure__features={"vgg": "absent"}),
+        "measure",
+        r"measure\.features\.vgg",
+    ),
+    (
+        "too many neighbours",
+        lambda p: (run_stage(p, "generate"), p.set(measure__num_neighbors=99)),
+        "measure",
+        r"measure\.num_neighbors = 99: the smallest image set has 30",
+    ),
     ("no classifiers", lambda p: None, "evaluate", r"data/classifiers/real: no classifiers"),
 ]
 

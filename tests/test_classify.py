@@ -9,23 +9,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.metrics import balanced_accuracy_score
+from torchvision import models as torchvision_models
 
-from dinv.classify.architectures import ARCHITECTURES, create_classifier
+from dinv.classify.architectures import ARCHITECTURES, create_classifier, load_pretrained
 from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
+from dinv.classify.confidence import keep_confident, label_confidence
 from dinv.classify.store import load_classifier, load_classifiers, save_classifier
 from dinv.classify.train import (
     LabelledImages,
     batch_sizes,
     index_stream,
     learning_rate,
+    make_batches,
     pixel_statistics,
-    predict,
+    predict_proba,
     train_classifier,
+    weighted_cross_entropy,
 )
 from dinv.config import FIXED_WIDTHS
+from dinv.data.image_set import ImageSet
 from dinv.errors import UserError
-from dinv.metrics.accuracy import balanced_accuracy, difference, summarize, top1_accuracy
+from dinv.metrics.accuracy import (
+    balanced_accuracy,
+    difference,
+    per_class_accuracy,
+    summarize,
+    top1_accuracy,
+)
 from dinv.metrics.report import Score, markdown_table, summary
 
 
@@ -73,7 +85,7 @@ def test_every_architecture_is_reproducible_and_survives_a_file(name, tmp_path):
     first, second = (fit(**update) for _ in range(2))
     for key, value in first.classifier.state_dict().items():
         assert torch.equal(value, second.classifier.state_dict()[key]), key
-    save_classifier(first, tiny.train_params(**update), 0, tmp_path / "c.safetensors")
+    save_classifier(first, tiny.train_params(**update), 0, 60, tmp_path / "c.safetensors")
     loaded = load_classifier(tmp_path / "c.safetensors").classifier
     images = easy_images().images[:4]
     assert torch.allclose(loaded(images), first.classifier(images))
@@ -89,7 +101,7 @@ def test_resnet18_stem_follows_the_image_size(image_size, side):
 def test_training_learns_an_easy_task_and_reports_a_falling_loss():
     result = fit(num_steps=60)
     test = easy_images(seed=1)
-    assert (predict(result.classifier, test.images) == test.labels).float().mean() > 0.95
+    assert (predict_proba(result.classifier, test.images).argmax(1) == test.labels).float().mean() > 0.95
     assert result.curve[-1][1] < result.curve[0][1] and result.curve[-1][0] == 60
 
 
@@ -116,7 +128,151 @@ def test_mixed_arm_learns_from_both_sources():
     ]
     result = fit(sources, num_steps=60)
     test = easy_images(seed=1)
-    assert (predict(result.classifier, test.images) == test.labels).float().mean() > 0.9
+    assert (predict_proba(result.classifier, test.images).argmax(1) == test.labels).float().mean() > 0.9
+
+
+def numbered(n, offset, **fields):
+    """Images whose pixels are their number."""
+    values = (torch.arange(n) + offset).to(torch.uint8).view(-1, 1, 1, 1)
+    return LabelledImages(values.expand(-1, 1, 8, 8).contiguous(), torch.arange(n) % 3, **fields)
+
+
+def batches_of(sources, count, **update):
+    stream = make_batches(sources, tiny.train_params(**update), torch.Generator().manual_seed(0))
+    return [next(stream) for _ in range(count)]
+
+
+def test_replacing_puts_an_image_generated_from_it_in_a_real_images_place():
+    """Row i of ten has generated images 100 + i and 110 + i; row 9 has none and always stays."""
+    origins = torch.tensor([i % 10 for i in range(20) if i % 10 < 9])
+    values = torch.tensor([100 + i for i in range(20) if i % 10 < 9], dtype=torch.uint8)
+    synthetic = LabelledImages(values.view(-1, 1, 1, 1).expand(-1, 1, 8, 8), origins % 3, origins)
+    sources = [numbered(10, 0), synthetic]
+    batches = batches_of(sources, 300, mixing="replace", real_fraction=0.25, batch_size=10)
+    shown = torch.stack([b.images[:, 0, 0, 0] for b in batches]).long()
+    labels = torch.stack([b.labels for b in batches])
+    assert torch.equal(labels, shown % 10 % 3), "a replacement has its origin's label"
+    assert torch.equal((shown % 10).sort(1).values, torch.arange(10).expand(300, -1))
+    share = (shown < 100).float()
+    assert (share[shown % 10 == 9] == 1).all()
+    assert share[shown % 10 != 9].mean() == pytest.approx(0.25, abs=0.03)
+    assert set(shown[shown % 10 == 4].tolist()) == {4, 104, 114}
+    assert sources[0].images.max() < 10, "the real images themselves stay as they are"
+
+
+def test_batches_carry_the_weights_of_their_sources():
+    (plain,) = batches_of([numbered(6, 0), numbered(6, 100)], 1)
+    assert plain.weights is None
+    sources = [numbered(6, 0), numbered(6, 100, origins=torch.arange(6), weight=0.25)]
+    for mixing in ("batch", "replace"):
+        for batch in batches_of(sources, 5, mixing=mixing):
+            generated = batch.images[:, 0, 0, 0] >= 100
+            assert torch.equal(batch.weights, torch.where(generated, 0.25, 1.0))
+
+
+def test_weighted_loss_is_that_of_repeated_images():
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    rows = torch.tensor([0, 1, 1, 2, 2, 2])
+    repeated = torch.nn.functional.cross_entropy(logits[rows], labels[rows], label_smoothing=0.1)
+    assert weighted_cross_entropy(logits, labels, weights, 0.1) == pytest.approx(repeated.item())
+    one_hot = torch.nn.functional.one_hot(labels, 4).float()
+    assert weighted_cross_entropy(logits, one_hot, weights, 0.1) == pytest.approx(repeated.item())
+
+
+@pytest.mark.parametrize(("weight", "winner"), [(0.02, 0), (50.0, 1)])
+def test_the_loss_weight_decides_between_contradicting_sources(weight, winner):
+    images = easy_images(n=30).images
+    real = LabelledImages(images, torch.zeros(30, dtype=torch.int64))
+    synthetic = LabelledImages(images, torch.ones(30, dtype=torch.int64), torch.arange(30), weight)
+    result = fit([real, synthetic], num_steps=60, lr=0.02)
+    assert (predict_proba(result.classifier, images).argmax(1) == winner).float().mean() > 0.9
+
+
+def image_set(labelled):
+    n = len(labelled.labels)
+    pixels = labelled.images.permute(0, 2, 3, 1).numpy()
+    return ImageSet(pixels, labelled.labels.numpy(), [str(i) for i in range(n)], ["a", "b", "c"])
+
+
+def test_filter_leaves_out_what_the_real_arms_classifiers_doubt():
+    teachers = [fit(num_steps=60, seed=seed).classifier for seed in range(2)]
+    good, bad = easy_images(seed=3), easy_images(n=9, seed=4)
+    mislabelled = LabelledImages(bad.images, (bad.labels + 1) % 3)
+    images = torch.cat([good.images, mislabelled.images])
+    both = image_set(LabelledImages(images, torch.cat([good.labels, mislabelled.labels])))
+    confidence = label_confidence(teachers, both, torch.device("cpu"))
+    each = torch.stack([t(images).softmax(1) for t in teachers]).mean(0)
+    assert np.allclose(confidence, each[range(69), both.labels].detach(), atol=1e-6)
+    kept = keep_confident(both, confidence, 0.5)
+    assert len(kept) >= 55 and all(int(i) < 60 for i in kept.ids)
+    assert len(keep_confident(both, confidence, 0.0)) == 69
+
+
+def test_a_filter_that_leaves_a_class_without_images_is_refused():
+    images = image_set(easy_images(n=6))
+    confidence = np.array([0.9, 0.2, 0.9, 0.9, 0.3, 0.9], np.float32)
+    assert len(keep_confident(images, confidence, 0.3)) == 5
+    with pytest.raises(UserError, match=r"train\.min_confidence = 0\.4: no generated image of class 'b'"):
+        keep_confident(images, confidence, 0.4)
+
+
+TORCHVISION = {
+    "resnet18": torchvision_models.resnet18,
+    "vgg16": torchvision_models.vgg16_bn,
+    "mobilenetv2": torchvision_models.mobilenet_v2,
+    "shufflenetv2": torchvision_models.shufflenet_v2_x0_5,
+    "efficientnet_b0": torchvision_models.efficientnet_b0,
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(TORCHVISION) - {"vgg16"}))
+def test_torchvisions_weights_are_taken_but_for_stem_and_head(name, tmp_path):
+    theirs = TORCHVISION[name](num_classes=5).state_dict()
+    save_file(theirs, tmp_path / "weights.safetensors")
+    one = torch.ones(3)
+    body = create_classifier(name, 3, 7, FIXED_WIDTHS[name], 32, one, one).body
+    load_pretrained(body, tmp_path / "weights.safetensors")
+    ours = body.state_dict()
+    equal = [k for k, v in theirs.items() if v.shape == ours[k].shape and torch.equal(v, ours[k])]
+    assert len(equal) >= len(theirs) - 3
+
+
+def test_vgg16s_weights_are_taken_without_its_three_linear_layers(tmp_path):
+    """As torchvision names them; the real linear layers have half a gigabyte."""
+    features = torchvision_models.vgg.make_layers(torchvision_models.vgg.cfgs["D"], batch_norm=True)
+    theirs = {f"features.{k}": v for k, v in features.state_dict().items()}
+    save_file(theirs | {"classifier.6.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
+    body = create_classifier("vgg16", 3, 7, 64, 32, torch.ones(3), torch.ones(3)).body
+    load_pretrained(body, tmp_path / "w.safetensors")
+    assert all(torch.equal(v, body.state_dict()[k]) for k, v in theirs.items())
+
+
+def test_training_starts_from_pretrained_weights(tmp_path):
+    start = create_classifier("convnet3", 1, 3, 8, 16, torch.ones(1), torch.ones(1)).body.state_dict()
+    start = {k: v.contiguous() for k, v in start.items()}
+    save_file(start, tmp_path / "w.safetensors")
+    rest = {"num_steps": 1, "warmup_steps": 0, "lr": 1e-9, "pretrained": str(tmp_path / "w.safetensors")}
+    trained = fit(**rest).classifier.body.state_dict()
+    assert torch.allclose(trained["4.weight"], start["4.weight"], atol=1e-5)
+    assert not torch.allclose(
+        fit(**{**rest, "pretrained": None}).classifier.body[4].weight, start["4.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"conv9.weight": torch.zeros(1)}, r"is missing, superfluous or of another shape \(\d+ such"),
+        (None, "cannot be read"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, tensors, message):
+    path = tmp_path / "w.safetensors"
+    if tensors is not None:
+        save_file(tensors, path)
+    with pytest.raises(UserError, match=rf"train\.pretrained = '{path}': .*{message}"):
+        fit(pretrained=str(path))
 
 
 @given(st.integers(1, 9), st.integers(1, 20))
@@ -199,21 +355,21 @@ def test_each_augmentation_trains_reproducibly_and_is_not_ignored(update):
 
 def test_stored_classifier_predicts_the_same(tmp_path):
     result, images = fit(), easy_images(seed=2).images
-    save_classifier(result, tiny.train_params(), 5, tmp_path / "part-00000.safetensors")
+    save_classifier(result, tiny.train_params(), 5, 60, tmp_path / "part-00000.safetensors")
     (stored,) = load_classifiers(tmp_path)
-    assert stored.seed == 5 and stored.curve[0][0] == result.curve[0][0]
+    assert (stored.seed, stored.num_images) == (5, 60) and stored.curve[0][0] == result.curve[0][0]
     assert torch.equal(stored.classifier(images), result.classifier(images))
 
 
 def test_a_classifier_has_one_metadata_entry_so_that_its_bytes_are_stable(tmp_path):
-    save_classifier(fit(), tiny.train_params(), 5, tmp_path / "a")
+    save_classifier(fit(), tiny.train_params(), 5, 60, tmp_path / "a")
     with safe_open(tmp_path / "a", "pt") as file:
         assert len(file.metadata()) == 1
 
 
 def test_damaged_classifier_is_named(tmp_path):
     path = tmp_path / "part-00000.safetensors"
-    save_classifier(fit(), tiny.train_params(), 5, path)
+    save_classifier(fit(), tiny.train_params(), 5, 60, path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"part-00000\.safetensors: "):
         load_classifier(path)
@@ -236,6 +392,11 @@ def test_balanced_accuracy_equals_scikit_learns(pairs):
         assert balanced_accuracy(labels, predicted) == pytest.approx(expected)
 
 
+def test_per_class_accuracy_known_answer():
+    labels, predicted = np.array([0, 0, 0, 0, 2]), np.array([0, 0, 0, 1, 1])
+    assert per_class_accuracy(labels, predicted) == {0: 75.0, 2: 0.0}
+
+
 def test_summary_known_answer():
     s = summarize([1.0, 2.0, 3.0])
     assert (s.mean, s.std, s.n) == (2.0, 1.0, 3) and s.stderr == pytest.approx(1 / math.sqrt(3))
@@ -249,7 +410,7 @@ def test_difference_is_paired_and_signed():
 
 def test_report_keeps_arms_and_splits_apart():
     scores = [
-        Score(arm, seed, split, value + seed + (100 if split == "val" else 0), 0.0)
+        Score(arm, seed, split, value + seed + (100 if split == "val" else 0), 0.0, 3.0 + seed)
         for arm, value in (("real", 10.0), ("synthetic", 20.0))
         for seed in (1, 0)
         for split in ("test", "val")
@@ -257,6 +418,7 @@ def test_report_keeps_arms_and_splits_apart():
     out = summary(scores, ["real", "synthetic"])
     assert out["top1_accuracy"] == {"real": 10.5, "synthetic": 20.5}
     assert out["val_top1_accuracy"]["real"] == 110.5
+    assert out["expected_calibration_error"] == {"real": 3.5, "synthetic": 3.5}
     assert out["gain_over_real"]["synthetic"] == {"mean": 10.0, "std": 0.0, "stderr": 0.0, "n": 2}
     table = markdown_table(scores, ["real", "synthetic"], {"real": 5, "synthetic": 50})
     assert "| synthetic | 50 | 20.50 ± 0.71 (2) | +10.00 ± 0.00 |" in table

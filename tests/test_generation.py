@@ -65,6 +65,28 @@ def test_partners_are_of_the_same_class_and_never_the_image_itself(labels, varia
         assert 0 <= draw.interpolation <= 0.4
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=15), st.integers(1, 4))
+def test_balanced_classes_get_as_many_images_as_the_largest(labels, variants):
+    ids = [str(i) for i in range(len(labels))]
+    params = {"num_images_per_embedding": variants, "interpolation": 0.0}
+    draws = draws_of(torch.tensor(labels), ids, balance_classes=True, **params)
+    counts = [sum(labels[d.row] == k for d in draws) for k in set(labels)]
+    assert set(counts) == {variants * max(labels.count(k) for k in labels)}
+    assert len({(d.row, d.variant) for d in draws}) == len(draws)
+    per_row = [max(d.variant for d in draws if d.row == row) + 1 for row in range(len(labels))]
+    assert min(per_row) >= variants
+    for k in set(labels):
+        of_class = [n for n, label in zip(per_row, labels, strict=True) if label == k]
+        assert max(of_class) - min(of_class) <= 1
+
+
+def test_balancing_changes_nothing_where_classes_are_equal():
+    labels = torch.tensor([0, 0, 1, 1])
+    plain, balanced = (draws_of(labels, IDS[:4], balance_classes=b) for b in (False, True))
+    assert plain == balanced and [d.row for d in plain[:5]] == [0, 1, 2, 3, 0]
+
+
 def test_every_partner_is_reached():
     draws = draws_of(torch.zeros(4).long(), IDS[:4], num_images_per_embedding=60)
     for row in range(4):

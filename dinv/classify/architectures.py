@@ -1,10 +1,17 @@
 """Classifiers for small images. A new architecture is a function here and a line in the table."""
 
+from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import efficientnet_b0, mobilenet_v2, resnet18, shufflenet_v2_x0_5, vgg16_bn
+from torchvision.models import efficientnet_b0, mobilenet_v2, resnet18, shufflenet_v2_x0_5
+from torchvision.models.vgg import cfgs, make_layers
+
+from dinv.errors import UserError
 
 SMALL = 64  # pixels up to which a first convolution keeps the resolution
 
@@ -47,10 +54,11 @@ def vgg16(num_channels: int, num_classes: int, width: int, image_size: int) -> n
 
     Images below 32 pixels are padded to 32 by the first convolution: five poolings follow.
     """
-    features = vgg16_bn().features
+    features = make_layers(cfgs["D"], batch_norm=True)
     padding = 1 + max(0, (32 - image_size + 1) // 2)
     features[0] = nn.Conv2d(num_channels, width, 3, padding=padding)
-    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
+    return nn.Sequential(OrderedDict(features=features, classifier=head))
 
 
 def _first_convolution(num_channels: int, width: int, image_size: int) -> nn.Conv2d:
@@ -125,3 +133,33 @@ def create_classifier(
     """Build a classifier with random weights from torch's global generator (fork it first)."""
     body = ARCHITECTURES[architecture](num_channels, num_classes, width, image_size)
     return Classifier(body, mean, std).to(memory_format=torch.channels_last)
+
+
+def load_pretrained(body: nn.Module, path: Path) -> None:
+    """Start from torchvision's weights of the same architecture, a safetensors file of its state dict.
+
+    The first convolution and the last layer may differ, for they depend on the images and classes, and then
+    keep their random weights; every other tensor must be there and fit.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds another network.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(
+            f"train.pretrained = {str(path)!r}: cannot be read ({reason}); give a safetensors file"
+        ) from error
+    ours = body.state_dict()
+    stem = next(name for name, m in body.named_modules() if isinstance(m, nn.Conv2d))
+    head = [name for name, m in body.named_modules() if isinstance(m, nn.Linear)][-1].split(".")[0]
+    fitting = {k: v for k, v in tensors.items() if k in ours and v.shape == ours[k].shape}
+    others = (ours.keys() | tensors.keys()) - fitting.keys()
+    wrong = sorted(k for k in others if not k.startswith((f"{stem}.", f"{head}.")))
+    if wrong:
+        raise UserError(
+            f"train.pretrained = {str(path)!r}: {wrong[0]} is missing, superfluous or of another shape "
+            f"({len(wrong)} such tensors); give weights of the same architecture, or null"
+        )
+    body.load_state_dict(fitting, strict=False)

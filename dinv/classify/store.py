@@ -16,14 +16,17 @@ from dinv.errors import UserError
 
 @dataclass(frozen=True)
 class StoredClassifier:
-    """A classifier in eval mode, the seed it was trained with, and its training curve."""
+    """A classifier in eval mode, the seed and number of images of its training, and its training curve."""
 
     classifier: Classifier
     seed: int
+    num_images: int
     curve: list[tuple[int, float]]
 
 
-def save_classifier(result: TrainingResult, params: TrainParams, seed: int, path: Path) -> None:
+def save_classifier(
+    result: TrainingResult, params: TrainParams, seed: int, num_images: int, path: Path
+) -> None:
     """Write weights, curve and what is needed to rebuild the network."""
     tensors = {k: v.cpu().contiguous() for k, v in result.classifier.state_dict().items()}
     steps, losses = zip(*result.curve, strict=True)
@@ -36,7 +39,7 @@ def save_classifier(result: TrainingResult, params: TrainParams, seed: int, path
         "image_size": result.image_size,
     }
     # One entry only: safetensors writes several in an order that changes from process to process.
-    meta = json.dumps({"build": build, "seed": seed}, sort_keys=True)
+    meta = json.dumps({"build": build, "num_images": num_images, "seed": seed}, sort_keys=True)
     save_file(tensors, path, {"classifier": meta})
 
 
@@ -46,7 +49,7 @@ def load_classifier(path: Path) -> StoredClassifier:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             meta = json.loads((file.metadata() or {})["classifier"])
-        build, seed = meta["build"], int(meta["seed"])
+        build, seed, num_images = meta["build"], int(meta["seed"]), int(meta["num_images"])
         curve = list(zip(tensors.pop("curve.step").tolist(), tensors.pop("curve.loss").tolist(), strict=True))
         one = torch.ones(build["num_channels"])
         classifier = create_classifier(**build, mean=one, std=one)
@@ -56,7 +59,7 @@ def load_classifier(path: Path) -> StoredClassifier:
         raise UserError(
             f"{path}: missing, damaged or not a classifier ({reason}); run dvc checkout"
         ) from error
-    return StoredClassifier(classifier.eval(), seed, curve)
+    return StoredClassifier(classifier.eval(), seed, num_images, curve)
 
 
 def load_classifiers(folder: Path) -> list[StoredClassifier]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from dinv.config import GenerateParams
@@ -105,14 +106,15 @@ class DiffusionInversion:
         self._members = {int(k): torch.nonzero(bank.labels == k).flatten() for k in bank.labels.unique()}
         require_partners(self._members, bank.ids, params)
         self._uncond = self._unconditional(empty_prompt)
+        self._rounds = rounds(self._members, params)
+        self._ends = np.cumsum([len(rows) for rows in self._rounds])
 
     def __len__(self) -> int:
-        return len(self.bank.ids) * self.params.num_images_per_embedding
+        return int(self._ends[-1])
 
     def draws(self, indices: Sequence[int]) -> list[Draw]:
         """Variant 0 of every image, then variant 1, ...: more variants only append."""
-        n = len(self.bank.ids)
-        return [self._draw(i % n, i // n) for i in indices]
+        return [self._draw(*self._place(i)) for i in indices]
 
     def conditions(self, draws: Sequence[Draw]) -> torch.Tensor:
         """The perturbed embeddings c', float32 [B, K, D]."""
@@ -166,6 +168,12 @@ class DiffusionInversion:
             "seed": [p.seed] * len(draws),
         }
 
+    def _place(self, index: int) -> tuple[int, int]:
+        """(row, variant) of an image."""
+        variant = int(np.searchsorted(self._ends, index, side="right"))
+        rows = self._rounds[variant]
+        return int(rows[index - self._ends[variant]]), variant
+
     def _draw(self, row: int, variant: int) -> Draw:
         params = self.params
         if params.interpolation == 0:
@@ -201,6 +209,22 @@ def noise_std(statistics: BankStatistics, params: GenerateParams) -> torch.Tenso
     """lambda as it multiplies xi: a scalar, or [K, D] in units of the bank's std per element."""
     lam = torch.tensor(params.noise_std)
     return lam * statistics.std if params.noise_unit == "relative" else lam
+
+
+def rounds(members: dict[int, torch.Tensor], params: GenerateParams) -> list[torch.Tensor]:
+    """Rows that have a variant 0, rows that have a variant 1, ...
+
+    With `balance_classes` every class gets as many images as the largest one; a class's first rows get one
+    more than its others where the number does not divide.
+    """
+    n = params.num_images_per_embedding
+    sizes = [len(rows) for rows in members.values()]
+    quotas = torch.full((sum(sizes),), n)
+    if params.balance_classes:
+        for rows in members.values():
+            each, more = divmod(n * max(sizes), len(rows))
+            quotas[rows] = each + (torch.arange(len(rows)) < more).long()
+    return [torch.nonzero(quotas > v).flatten() for v in range(int(quotas.max()))]
 
 
 def require_partners(members: dict[int, torch.Tensor], ids: Sequence[str], params: GenerateParams) -> None:

@@ -20,6 +20,13 @@ def balanced_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -
     return 100 * float(recall_score(labels, predicted, labels=present, average="macro"))
 
 
+def per_class_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[int, float]:
+    """Share of each class's images that are predicted right, in percent; classes that occur in `labels`."""
+    present = np.unique(labels)
+    recall = recall_score(labels, predicted, labels=present, average=None)
+    return {int(k): 100 * float(r) for k, r in zip(present, recall, strict=True)}
+
+
 @dataclass(frozen=True)
 class Summary:
     """Mean, sample standard deviation (n - 1), standard error of the mean, and n.

@@ -9,35 +9,38 @@ from dinv.metrics.accuracy import Summary, difference, summarize
 
 @dataclass(frozen=True)
 class Score:
-    """One classifier's accuracies on one split, in percent."""
+    """One classifier's accuracies and calibration error on one split, in percent."""
 
     arm: str
     seed: int
     split: str
     top1_accuracy: float
     balanced_accuracy: float
+    expected_calibration_error: float
 
 
-def accuracies(scores: Sequence[Score], arm: str, split: str) -> list[float]:
-    """Top-1 accuracies of one arm and split in order of seed."""
+def column(scores: Sequence[Score], arm: str, split: str, name: str = "top1_accuracy") -> list[float]:
+    """One number of one arm and split, in order of seed."""
     chosen = [s for s in scores if (s.arm, s.split) == (arm, split)]
-    return [s.top1_accuracy for s in sorted(chosen, key=lambda s: s.seed)]
+    return [getattr(s, name) for s in sorted(chosen, key=lambda s: s.seed)]
 
 
 def summary(scores: Sequence[Score], arms: Sequence[str]) -> dict[str, Any]:
-    """Mean top-1 accuracy per arm on test and validation, and the gains over real on test."""
+    """Means per arm: top-1 accuracy on test and validation, calibration error and gain over real on test."""
     by_split = {
-        name: {arm: round(summarize(accuracies(scores, arm, split)).mean, 3) for arm in arms}
+        name: {arm: round(summarize(column(scores, arm, split)).mean, 3) for arm in arms}
         for name, split in (("top1_accuracy", "test"), ("val_top1_accuracy", "val"))
         if any(s.split == split for s in scores)
     }
-    gains = {arm: gain(scores, arm) for arm in arms if arm != "real"}
-    return {**by_split, "gain_over_real": {a: g.as_dict() for a, g in gains.items()}}
+    error = "expected_calibration_error"
+    calibration = {arm: round(summarize(column(scores, arm, "test", error)).mean, 3) for arm in arms}
+    gains = {arm: gain(scores, arm).as_dict() for arm in arms if arm != "real"}
+    return {**by_split, error: calibration, "gain_over_real": gains}
 
 
 def gain(scores: Sequence[Score], arm: str) -> Summary:
     """Test accuracy of an arm minus that of `real`, paired by seed."""
-    return difference(accuracies(scores, arm, "test"), accuracies(scores, "real", "test"))
+    return difference(column(scores, arm, "test"), column(scores, "real", "test"))
 
 
 def markdown_table(scores: Sequence[Score], arms: Sequence[str], num_images: dict[str, int]) -> str:
@@ -47,7 +50,7 @@ def markdown_table(scores: Sequence[Score], arms: Sequence[str], num_images: dic
         "|---|---|---|---|",
     ]
     for arm in arms:
-        s = summarize(accuracies(scores, arm, "test"))
+        s = summarize(column(scores, arm, "test"))
         g = gain(scores, arm)
         spread = f" ± {s.std:.2f}" if s.std is not None else ""
         error = f" ± {g.stderr:.2f}" if g.stderr is not None else ""

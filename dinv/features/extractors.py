@@ -1,0 +1,146 @@
+"""Networks whose features compare image sets, by name: uint8 [B, H, W, C] -> float32 [B, D].
+
+Each brings its own scaling and normalisation. A new one is a function here and a line in the table.
+"""
+
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from transformers import AutoModel, BitImageProcessor, CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from dinv.data.resize import convert_batch
+from dinv.errors import UserError
+from dinv.features.network import IMAGE_SIZE, load_network
+from dinv.files import digest_of, file_digest
+
+Extractor = Callable[[NDArray[np.uint8]], torch.Tensor]
+_HUB_FILES = ("*.json", "*.safetensors")
+
+
+def fashion(location: Path, device: torch.device) -> Extractor:
+    """The shipped network's 128 features, of images as 32-pixel grey ones; means something for clothes."""
+    network = load_network(location).to(device)
+
+    def extract(images: NDArray[np.uint8]) -> torch.Tensor:
+        grey = torch.from_numpy(convert_batch(images, IMAGE_SIZE, 1)).to(device)
+        return network(grey.permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    return extract
+
+
+def inception(location: Path, device: torch.device) -> Extractor:
+    """The 2,048 features of FID: torch-fidelity's Inception-v3 with the weights of 2015-12-05."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: PLC0415 - optional
+            FeatureExtractorInceptionV3,
+        )
+    except ImportError as error:
+        raise UserError("measure.features: inception needs pip install -e '.[fid]'") from error
+    # torch-fidelity unpickles what it is given; it is given only tensors that were read without that.
+    weights = io.BytesIO()
+    torch.save(torch.load(location, map_location="cpu", weights_only=True), weights)
+    weights.seek(0)
+    network = FeatureExtractorInceptionV3("inception", ["2048"], weights).to(device)
+    return lambda images: network(_rgb(images).to(device))[0]
+
+
+def dinov2(location: Path, device: torch.device) -> Extractor:
+    """DINOv2's normalised class token (Oquab et al. 2023), through transformers."""
+    processor = BitImageProcessor.from_pretrained(location, local_files_only=True)
+    network = AutoModel.from_pretrained(location, use_safetensors=True, local_files_only=True)
+    return _transformer(processor, network, "pooler_output", device)
+
+
+def clip(location: Path, device: torch.device) -> Extractor:
+    """CLIP's projected image embedding (Radford et al. 2021), through transformers."""
+    processor = CLIPImageProcessor.from_pretrained(location, local_files_only=True)
+    network = CLIPVisionModelWithProjection.from_pretrained(
+        location, use_safetensors=True, local_files_only=True
+    )
+    return _transformer(processor, network, "image_embeds", device)
+
+
+EXTRACTORS: dict[str, Callable[[Path, torch.device], Extractor]] = {
+    "fashion": fashion,
+    "inception": inception,
+    "dinov2": dinov2,
+    "clip": clip,
+}
+
+
+def load_extractor(name: str, location: Path, device: torch.device) -> Extractor:
+    """Load a network; raises UserError when its files are missing, damaged or of another kind."""
+    try:
+        extract = EXTRACTORS[name](location, device)
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"measure.features: {name} at {location} cannot be loaded ({reason})") from error
+    return torch.no_grad()(lambda images: extract(images).float().cpu())
+
+
+def locate(name: str, location: str, local_files_only: bool = False) -> Path:
+    """The file or folder of a network: a path, or repository@commit on the hub, fetched if need be.
+
+    Raises:
+        UserError: there is no such path and it names no commit, or the hub cannot be reached.
+    """
+    path = Path(location)
+    if path.exists():
+        return path
+    repository, _, commit = location.partition("@")
+    where = f"measure.features: {name} at {location!r}"
+    if not commit or name not in ("dinov2", "clip"):
+        raise UserError(f"{where}: no such path{_REMEDIES.get(name, '; restore the folder')}")
+    try:
+        patterns = list(_HUB_FILES)
+        return Path(
+            snapshot_download(
+                repository, revision=commit, allow_patterns=patterns, local_files_only=local_files_only
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{where}: cannot be fetched from the hub ({reason}); check both values and the network, "
+            "or give a local folder"
+        ) from error
+
+
+_HUB_REMEDY = "; give a folder, or repository@commit of the Hugging Face hub"
+_REMEDIES = {
+    "inception": "; fetch weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases",
+    "dinov2": _HUB_REMEDY,
+    "clip": _HUB_REMEDY,
+}
+
+
+def location_digest(location: Path) -> str:
+    """SHA-256 over the names and bytes of a network's files."""
+    if location.is_file():
+        return file_digest(location)
+    used = [f for f in sorted(location.rglob("*.*")) if f.suffix in {".json", ".safetensors"}]
+    return digest_of({f.relative_to(location).as_posix(): file_digest(f) for f in used})
+
+
+def _transformer(processor: Any, network: torch.nn.Module, output: str, device: torch.device) -> Extractor:
+    network.to(device).eval()
+
+    def extract(images: NDArray[np.uint8]) -> torch.Tensor:
+        pixels = processor(images=list(_rgb(images)), return_tensors="pt")["pixel_values"]
+        return getattr(network(pixel_values=pixels.to(device)), output)
+
+    return extract
+
+
+def _rgb(images: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 [B, 3, H, W]; grey images are repeated."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()

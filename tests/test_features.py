@@ -1,0 +1,154 @@
+"""Networks that turn images into features: the shipped one, and tiny random ones that the tests save."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from transformers import (
+    BitImageProcessor,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+from dinv.config import DataParams
+from dinv.data.task import load_task
+from dinv.errors import UserError
+from dinv.features.extractors import load_extractor, locate, location_digest
+from dinv.features.network import load_network
+
+CPU = torch.device("cpu")
+SHIPPED = tiny.ROOT / "models/fashion-features"
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def save_dinov2(folder):
+    Dinov2Model(Dinov2Config(**SMALL)).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    BitImageProcessor(**size).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder):
+    config = CLIPVisionConfig(**SMALL, intermediate_size=16, projection_dim=6)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    CLIPImageProcessor(**size).save_pretrained(folder)
+    return folder
+
+
+def save_inception(folder):
+    with mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"), mock.patch("torch.load"):
+        network = FeatureExtractorInceptionV3("random", ["2048"], "unused")
+    folder.mkdir()
+    torch.save(network.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    return {
+        "fashion": (SHIPPED, 128),
+        "inception": (save_inception(folder / "inception"), 2048),
+        "dinov2": (save_dinov2(folder / "dinov2"), 16),
+        "clip": (save_clip(folder / "clip"), 6),
+    }
+
+
+@pytest.mark.parametrize("name", ["fashion", "inception", "dinov2", "clip"])
+@pytest.mark.parametrize(("side", "channels"), [(28, 1), (40, 3)])
+def test_any_images_have_features_that_do_not_depend_on_the_batch(networks, name, side, channels):
+    location, width = networks[name]
+    extract = load_extractor(name, location, CPU)
+    images = tiny.random_images(3, side, channels)
+    together = extract(images)
+    assert together.shape == (3, width) and together.dtype == torch.float32 and not together.requires_grad
+    scale = together.abs().max().item()
+    assert torch.allclose(together[1:2], extract(images[1:2]), atol=1e-3 * scale)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_inception_features_are_torch_fidelitys(networks):
+    location, _ = networks["inception"]
+    theirs = FeatureExtractorInceptionV3("random", ["2048"], str(location))
+    images = tiny.random_images(2, 32, 3)
+    (expected,) = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert torch.equal(load_extractor("inception", location, CPU)(images), expected)
+
+
+def test_inception_weights_are_not_unpickled(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('ran')",))
+
+    torch.save({"x": Harmful()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"inception at .*w\.pth cannot be loaded"):
+        load_extractor("inception", tmp_path / "w.pth", CPU)
+
+
+def test_the_shipped_network_knows_clothes_that_it_has_not_seen():
+    """Its card says 92.1 % of the labelled pool."""
+    update = {"num_per_class": 20, "root": str(tiny.ROOT / tiny.PARAMS.data.root)}
+    real = load_task(DataParams(**{**tiny.PARAMS.data.model_dump(), **update})).train.load()
+    network, extract = load_network(SHIPPED), load_extractor("fashion", SHIPPED, CPU)
+    predicted = network.head(extract(real.images)).argmax(1).numpy()
+    assert (predicted == real.labels).mean() > 0.85
+
+
+def test_grey_and_repeated_grey_images_are_the_same_to_it():
+    grey = tiny.random_images(2, 32, 1)
+    extract = load_extractor("fashion", SHIPPED, CPU)
+    assert torch.allclose(extract(grey), extract(np.repeat(grey, 3, axis=3)), atol=1e-4)
+
+
+def test_a_network_is_known_by_its_bytes(tmp_path):
+    first = location_digest(save_clip(tmp_path / "a"))
+    assert first != location_digest(save_clip(tmp_path / "b"))
+    assert first == location_digest(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "location", "message"),
+    [
+        ("fashion", "models/absent", "no such path; restore the folder"),
+        ("inception", "weights.pth", "no such path; fetch weights-inception-2015-12-05"),
+        ("dinov2", "facebook/dinov2-base", "no such path; give a folder, or repository@commit"),
+        ("clip", "openai/clip-vit-base-patch32@0123abc", "cannot be fetched from the hub"),
+    ],
+)
+def test_a_network_that_is_not_there_is_named_with_a_remedy(name, location, message):
+    with pytest.raises(UserError, match=f"measure.features: {name} at '{location}': {message}"):
+        locate(name, location)
+
+
+def test_a_network_in_the_hubs_cache_is_found_without_the_hub(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--someone--dinov2/snapshots" / commit
+    save_dinov2(snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert locate("dinov2", f"someone/dinov2@{commit}", local_files_only=True) == snapshot
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another"])
+def test_damaged_networks_are_refused(tmp_path, damage):
+    folder = save_clip(tmp_path / "clip")
+    if damage == "truncated":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-9])
+        name = "clip"
+    else:
+        name = "fashion"
+    with pytest.raises(UserError, match=f"{folder}"):
+        load_extractor(name, folder, CPU)
