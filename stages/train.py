@@ -29,13 +29,21 @@ SOURCES = {
     "synthetic": (GENERATED,),
     "mixed": ("data/real/train", GENERATED),
 }
+# What does not change an arm's classifiers, other than through the images that it is given.
+MIXING = {"real_fraction", "mixing", "synthetic_loss_weight"}
+NO_EFFECT = {
+    "real": MIXING | {"min_confidence"},
+    "reconstruction": MIXING | {"min_confidence"},
+    "synthetic": MIXING | {"min_confidence"},
+    "mixed": {"min_confidence"},
+}
 
 
 def main(train: TrainParams, execution: ExecutionParams, code_digest: str, arm: str) -> None:
     device = resolve_device(execution.device)
     real = load_image_set(Path("data/real/train"))
     sources = [load_source(folder, train, device) for folder in SOURCES[arm]]
-    settings = train.model_dump(exclude={"seeds"})
+    settings = train.model_dump(exclude={"seeds", *NO_EFFECT[arm]})
     content = [
         bytes_digest(s.images.tobytes(), s.labels.tobytes(), *origin_bytes(s)) for s in (real, *sources)
     ]

@@ -33,6 +33,24 @@ def test_linked_and_named_files_exist(page):
         assert (tiny.ROOT / target.replace("NAME", "base")).exists(), target
 
 
+def test_the_table_of_image_sets_is_that_of_the_committed_run():
+    page = (tiny.ROOT / "docs/metrics.md").read_text()
+    shown = re.search(r"<!-- metrics/image_sets\.md -->\n(.*?)<!-- end -->", page, re.S)[1]
+    assert shown == (tiny.ROOT / "metrics/image_sets.md").read_text()
+    value = {
+        (row["images"], row["metric"]): float(row["value"])
+        for row in csv.DictReader((tiny.ROOT / "metrics/image_sets.csv").open())
+    }
+    assert f"{value['synthetic', 'share_nearer_train']:.2f} for the generated" in page
+    assert f"unseen real images have {value['unseen', 'share_nearer_train']:.2f}" in page
+
+
+def test_every_experiment_is_listed():
+    page = (tiny.ROOT / "docs/experiments.md").read_text()
+    for path in (tiny.ROOT / "experiments").glob("*.yaml"):
+        assert f"| `{path.stem}` |" in page
+
+
 @pytest.mark.slow
 def test_the_library_in_a_notebook(finished):
     (code,) = blocks("library.md", "python")

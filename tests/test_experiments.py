@@ -10,8 +10,9 @@ from PIL import Image
 
 from dinv.config import read_yaml
 from dinv.errors import UserError
-from dinv.experiments.results import figure, table, tidy
+from dinv.experiments.results import efficiency_table, figure, table, tidy
 from dinv.experiments.spec import Experiment, load_experiment
+from dinv.metrics.efficiency import matching_size
 
 NAMES = sorted(p.stem for p in (tiny.ROOT / "experiments").glob("*.yaml"))
 BASE = read_yaml(tiny.ROOT / "params.yaml")
@@ -66,6 +67,7 @@ def test_runs_are_all_combinations_of_cells_and_grid():
         ("[0.5, 1.0]", "[0.5, -1.0]", r"generate\.noise_std = -1\.0"),
         ("x: generate.noise_std", "x: train.lr", r"figure: train\.lr does not differ between runs"),
         ("split: val", "split: train", r"split"),
+        ("split: val", "split: val\npool: data.seed", r"pool: data\.seed is not in the grid"),
         ("question", "qestion", r"qestion"),
         ("{x:", "[x:", r"small\.yaml: "),
     ],
@@ -130,6 +132,44 @@ def test_table_known_answer(folder):
     ]
 
 
+def test_pooled_runs_count_as_seeds(folder):
+    text = SMALL.replace("split", "pool: generate.noise_std\nsplit").replace(
+        "x: generate.noise_std", "x: arm"
+    )
+    (folder / "experiments/small.yaml").write_text(text)
+    experiment = load_experiment("small", BASE)
+    assert experiment.columns == [] and len(experiment.runs()) == 2
+    (line,) = table(small_rows(), experiment).splitlines()[2:]
+    assert line == "| 10.50 ± 1.00 | 15.00 ± 1.15 | +4.50 ± 0.96 |"  # gains 4, 2, 6, 6
+    assert figure(small_rows(), experiment)
+
+
+def test_real_images_that_match_an_arm():
+    """Between 10 and 40 images accuracy rises from 60 to 80: 70 is reached at 20, half way in the logarithm."""
+    real = {10: 60.0, 40: 80.0, 80: 79.0}
+    assert matching_size(real, 70.0) == pytest.approx(20)
+    assert matching_size(real, 80.0) == pytest.approx(40)
+    assert matching_size(real, 80.1) is None and matching_size(real, 1.0) == pytest.approx(10)
+
+
+def test_efficiency_table_known_answer():
+    experiment = Experiment(
+        question="?",
+        grid={"data.num_per_class": [10, 40]},
+        arms=["real", "synthetic"],
+        split="test",
+        figure={"x": "data.num_per_class"},
+    )
+    text = "arm,seed,split,top1_accuracy\nreal,0,test,{}\nsynthetic,0,test,{}\n"
+    rows = [
+        row
+        for size, accuracies in ((10, (60.0, 70.0)), (40, (80.0, 85.0)))
+        for row in tidy({"data.num_per_class": size}, text.format(*accuracies), SETS)
+    ]
+    lines = efficiency_table(rows, experiment).splitlines()
+    assert lines[2:] == ["| 10 | 20.0 (2.0x) |", "| 40 | more than 40 |"]
+
+
 def test_figure_shows_the_numbers_of_its_split_only(folder):
     experiment = load_experiment("small", BASE)
     first = figure(small_rows(), experiment)
@@ -158,11 +198,18 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
     changed = project.run("git", "status", "--short", "--untracked-files=all").stdout.split()
     assert set(changed[1::2]) <= {
         "experiments/small.yaml",
-        *(f"metrics/experiments/small.{suffix}" for suffix in ("csv", "md", "png")),
+        *(f"metrics/experiments/{name}" for name in ("small.csv", "small.md", "figures/small.png")),
     }
-    kept = {p.name: p.read_bytes() for p in (project.root / "metrics/experiments").iterdir()}
+    kept = results(project)
     project.run(sys.executable, "-m", "dinv.experiments", "small")
-    assert {p.name: p.read_bytes() for p in (project.root / "metrics/experiments").iterdir()} == kept
+    assert len(kept) == 3 and results(project) == kept
+    project.dvc("plots", "show", "-o", "plots")
+    assert "small.png" in (project.root / "plots/index.html").read_text()
+
+
+def results(project):
+    folder = project.root / "metrics/experiments"
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.slow

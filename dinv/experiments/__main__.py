@@ -3,7 +3,7 @@
     python -m dinv.experiments learning_curve
 
 Runs in copies of the project, so that the workspace stays as it is; what an earlier run has computed
-is reused. Writes metrics/experiments/<name>.csv, .md and .png after every setting.
+is reused. Writes metrics/experiments/<name>.csv and .md and figures/<name>.png there after every setting.
 """
 
 import argparse
@@ -15,12 +15,13 @@ import dvc.api
 
 from dinv.config import read_yaml
 from dinv.errors import UserError
-from dinv.experiments.results import ACCURACY, IMAGE_SETS, Row, figure, table, tidy
+from dinv.experiments.results import ACCURACY, IMAGE_SETS, Row, efficiency_table, figure, table, tidy
 from dinv.experiments.spec import Experiment, Settings, load_experiment
 from dinv.files import atomic_write
 from dinv.metrics.tables import write_csv
 
 OUTPUT = Path("metrics/experiments")
+FIGURES = OUTPUT / "figures"  # a folder of its own, which dvc.yaml names as plots
 
 
 def run_experiment(name: str) -> None:
@@ -35,7 +36,7 @@ def run_experiment(name: str) -> None:
         accuracy, image_sets = (dvc.api.read(path, rev=revision) for path in (ACCURACY, IMAGE_SETS))
         rows += tidy(run.place, accuracy, image_sets)
         save(name, rows, experiment)
-    print(f"\n{experiment.question}\n\n{table(rows, experiment)}\nFigure: {OUTPUT / name}.png")
+    print(f"\n{experiment.question}\n\n{table(rows, experiment)}\nFigure: {FIGURES / name}.png")
 
 
 def run_pipeline(revision: str, settings: Settings) -> None:
@@ -57,9 +58,10 @@ def _literal(value: object) -> str:
 def save(name: str, rows: list[Row], experiment: Experiment) -> None:
     """Write table and figure of the runs that are finished."""
     write_csv(OUTPUT / f"{name}.csv", rows)
+    text = "\n".join(filter(None, (table(rows, experiment), efficiency_table(rows, experiment))))
     with atomic_write(OUTPUT / f"{name}.md") as temporary:
-        temporary.write_text(table(rows, experiment))
-    with atomic_write(OUTPUT / f"{name}.png") as temporary:
+        temporary.write_text(text)
+    with atomic_write(FIGURES / f"{name}.png") as temporary:
         temporary.write_bytes(figure(rows, experiment))
 
 

@@ -10,9 +10,11 @@ import vl_convert
 
 from dinv.experiments.spec import Experiment, Settings, values_of
 from dinv.metrics.accuracy import Summary, difference, summarize
+from dinv.metrics.efficiency import matching_size
 
 Row = dict[str, str]
 ACCURACY, IMAGE_SETS = "metrics/accuracy.csv", "metrics/image_sets.csv"
+SIZE = "data.num_per_class"
 _KEYS = ("arm", "seed", "split")
 
 
@@ -40,7 +42,7 @@ def _text(value: Any) -> str:
 
 
 def _by_seed(rows: Sequence[Row], experiment: Experiment) -> dict[tuple[str, ...], list[float]]:
-    """(run's values..., arm) -> the figure's metric per seed, in order of seed."""
+    """(run's values..., arm) -> the figure's metric per seed, in order of seed and of the pooled runs."""
     metric, split = experiment.figure.metric, experiment.split
     chosen = [r for r in rows if (r["metric"], r["split"]) == (metric, split)]
     found = defaultdict(list)
@@ -50,7 +52,7 @@ def _by_seed(rows: Sequence[Row], experiment: Experiment) -> dict[tuple[str, ...
 
 
 def table(rows: Sequence[Row], experiment: Experiment) -> str:
-    """Markdown: one line per run; mean and std per arm, gains over real paired by seed with stderr."""
+    """Markdown: one line per answer; mean and std per arm, gains over real paired by seed with stderr."""
     found, arms = _by_seed(rows, experiment), experiment.arms
     gaining = [arm for arm in arms if arm != "real"] if "real" in arms else []
     heads = [*experiment.columns, *arms, *(f"{arm} - real" for arm in gaining)]
@@ -59,6 +61,27 @@ def table(rows: Sequence[Row], experiment: Experiment) -> str:
         cells = [_mean(summarize(found[*run, arm])) for arm in arms]
         cells += [_gain(difference(found[*run, arm], found[*run, "real"])) for arm in gaining]
         lines.append("| " + " | ".join([*run, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def efficiency_table(rows: Sequence[Row], experiment: Experiment) -> str:
+    """Markdown: how many real images per class train as accurate a classifier as each arm does.
+
+    Empty unless the experiment's one column is data.num_per_class.
+    """
+    if experiment.columns != [SIZE] or "real" not in experiment.arms:
+        return ""
+    mean = {key: summarize(values).mean for key, values in _by_seed(rows, experiment).items()}
+    real = {int(size): value for (size, arm), value in mean.items() if arm == "real"}
+    arms = [arm for arm in experiment.arms if arm not in ("real", "reconstruction")]
+    lines = [
+        "| real images per class | " + " | ".join(f"worth this many: {arm}" for arm in arms) + " |",
+        "|" + "---|" * (1 + len(arms)),
+    ]
+    for size in real:
+        worth = [matching_size(real, mean[str(size), arm]) for arm in arms]
+        cells = [f"more than {max(real)}" if w is None else f"{w:.1f} ({w / size:.1f}x)" for w in worth]
+        lines.append(f"| {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

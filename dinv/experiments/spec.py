@@ -55,6 +55,7 @@ class Experiment(BaseModel):
         grid: parameters with the values to combine.
         cells: settings that change together, by name; combined with the grid.
         arms: what the table and the figure show.
+        pool: a parameter of the grid, such as data.seed, whose values count as further seeds.
         split: `val` where a parameter is chosen by the answer, `test` only where none is.
         figure: how it is drawn.
     """
@@ -65,13 +66,14 @@ class Experiment(BaseModel):
     grid: dict[str, list[Any]] = {}
     cells: dict[str, Settings] = {}
     arms: list[Literal["real", "reconstruction", "synthetic", "mixed"]] = list(ARMS)  # type: ignore[arg-type]
+    pool: str | None = None
     split: Literal["val", "test"]
     figure: Figure
 
     @property
     def columns(self) -> list[str]:
-        """What tells the runs apart: `cell`, if there are cells, and the parameters of the grid."""
-        return [*([CELL] if self.cells else []), *self.grid]
+        """What tells the answers apart: `cell`, if there are cells, and the grid but for `pool`."""
+        return [*([CELL] if self.cells else []), *(name for name in self.grid if name != self.pool)]
 
     def runs(self) -> list[Run]:
         """All combinations of cells and grid, in order."""
@@ -103,7 +105,7 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
         experiment = Experiment.model_validate(YAML(typ="safe").load(path.read_text()))
     except (YAMLError, ValidationError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    _check_figure(experiment, path)
+    _check_names(experiment, path)
     for run in experiment.runs():
         parse_params(changed(base, run.settings, path), str(path))
     return experiment
@@ -121,7 +123,9 @@ def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, A
     return sections
 
 
-def _check_figure(experiment: Experiment, path: Path) -> None:
+def _check_names(experiment: Experiment, path: Path) -> None:
+    if experiment.pool is not None and experiment.pool not in experiment.grid:
+        raise UserError(f"{path}: pool: {experiment.pool} is not in the grid; add it with its values")
     figure, columns = experiment.figure, ["arm", *experiment.columns]
     for name in (figure.x, figure.color, figure.columns):
         if name is not None and name not in columns:
