@@ -4,7 +4,7 @@ python -m stages.measure
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from dinv.config import ExecutionParams, MeasureParams
 from dinv.data.image_set import ImageSetReader
-from dinv.errors import UserError
 from dinv.execution.parts import PartStore, Plan
 from dinv.execution.run import run_parts
 from dinv.features.extractors import locate, location_digest
@@ -39,7 +38,17 @@ SETS = {
 
 def main(measure: MeasureParams, execution: ExecutionParams, code_digest: str) -> None:
     images = {name: ImageSetReader(Path(folder)) for name, folder in SETS.items()}
-    chosen, sizes = choose_images({name: len(reader) for name, reader in images.items()}, measure)
+    available = {name: len(reader) for name, reader in images.items()}
+    sizes = sizes_to_compare(available, measure)
+    if not sizes:
+        print(
+            f"not measured: {available}, test images counting half, are too few images for "
+            f"measure.num_neighbors = {measure.num_neighbors}; the tables stay empty",
+            flush=True,
+        )
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        return write([])
+    chosen = choose_images(available, sizes[-1], measure.seed)
     rows: list[Measurement] = []
     for network, place in measure.features.items():
         location = locate(network, place)
@@ -56,28 +65,27 @@ def main(measure: MeasureParams, execution: ExecutionParams, code_digest: str) -
     write(rows)
 
 
-def choose_images(available: dict[str, int], measure: MeasureParams) -> tuple[dict[str, Array], list[int]]:
-    """Rows of every set, the test split in two disjoint halves, and the sizes to compare at.
+def sizes_to_compare(available: dict[str, int], measure: MeasureParams) -> list[int]:
+    """Numbers of images at which all sets are compared, ascending, those with enough neighbours.
 
-    The larger size is that of the smallest of test halves and generated images, the smaller one
-    that of the training images, which are few.
+    The larger one is that of the smallest of test halves and generated images, the smaller one that
+    of the training images, which are few.
     """
-    half = available["unseen"] // 2
-    largest = min(measure.num_images, half, available["synthetic"])
-    smallest = min(available["real"], largest)
-    if smallest <= measure.num_neighbors:
-        raise UserError(
-            f"measure.num_neighbors = {measure.num_neighbors}: the smallest image set has {smallest} images "
-            "to compare; lower it, or add images"
-        )
+    largest = min(measure.num_images, available["unseen"] // 2, available["synthetic"])
+    sizes = sorted({min(available["real"], largest), largest})
+    return [size for size in sizes if size > measure.num_neighbors]
+
+
+def choose_images(available: dict[str, int], size: int, seed: int) -> dict[str, Array]:
+    """At most `size` rows of every set, the test split in two disjoint halves."""
     rows = {
-        name: choose(n, largest, np.random.default_rng([measure.seed, i]))
+        name: choose(n, size, np.random.default_rng([seed, i]))
         for i, (name, n) in enumerate(available.items())
         if name != "unseen"
     }
-    both = np.random.default_rng([measure.seed, len(rows)]).permutation(available["unseen"])
-    rows |= {"unseen": np.sort(both[:largest]), "reference": np.sort(both[half : half + largest])}
-    return rows, sorted({smallest, largest})
+    half = available["unseen"] // 2
+    both = np.random.default_rng([seed, len(rows)]).permutation(available["unseen"])
+    return rows | {"unseen": np.sort(both[:size]), "reference": np.sort(both[half : half + size])}
 
 
 def extraction_plan(name: str, reader: ImageSetReader, chosen: Array, key: list[object]) -> Plan:
@@ -107,8 +115,9 @@ def compare(
 def write(rows: list[Measurement]) -> None:
     """image_sets.csv has every number, image_sets.json the generated images' for `dvc metrics`."""
     rows = [replace(row, value=round(row.value, 6)) for row in rows]
-    write_csv(METRICS / "image_sets.csv", [vars(row) for row in rows])
-    largest = max(row.num_images for row in rows if row.images == "synthetic")
+    columns = [field.name for field in fields(Measurement)]
+    write_csv(METRICS / "image_sets.csv", [vars(row) for row in rows], columns)
+    largest = max((row.num_images for row in rows if row.images == "synthetic"), default=0)
     summary: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.images == "synthetic" and row.num_images == largest:

@@ -158,12 +158,6 @@ CASES = [
         "measure",
         r"measure\.features\.vgg",
     ),
-    (
-        "too many neighbours",
-        lambda p: (run_stage(p, "generate"), p.set(measure__num_neighbors=99)),
-        "measure",
-        r"measure\.num_neighbors = 99: the smallest image set has 30",
-    ),
     ("no classifiers", lambda p: None, "evaluate", r"data/classifiers/real: no classifiers"),
 ]
 
@@ -185,6 +179,19 @@ def test_a_real_process_ends_with_status_one_and_that_line(prepared, tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("dinv generate: params.yaml: generate.noise_sdt")
     assert "Traceback" not in done.stderr
+
+
+def test_too_few_images_leave_the_tables_empty_and_say_so(prepared, tmp_path, capsys):
+    project = prepared.copy(tmp_path / "copy")
+    assert run_stage(project, "generate") is None
+    project.set(measure__num_neighbors=99)
+    assert run_stage(project, "measure") is None
+    assert "not measured: {'real': 30," in capsys.readouterr().out
+    assert (
+        project.root / "metrics/image_sets.csv"
+    ).read_text() == "features,images,num_images,metric,value\n"
+    assert json.loads((project.root / "metrics/image_sets.json").read_text()) == {"synthetic": {}}
+    assert list((project.root / "data/features").iterdir()) == []
 
 
 def test_changing_params_during_a_stage_fails_it(prepared, tmp_path):

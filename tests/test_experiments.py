@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import tiny
+import vl_convert
 from PIL import Image
 
 from dinv.config import read_yaml
 from dinv.errors import UserError
-from dinv.experiments.results import efficiency_table, figure, table, tidy
+from dinv.experiments.results import efficiency_table, figure, figure_spec, table, tidy
 from dinv.experiments.spec import Experiment, load_experiment
 from dinv.metrics.efficiency import matching_size
 
@@ -178,6 +179,37 @@ def test_figure_shows_the_numbers_of_its_split_only(folder):
     assert figure(others, experiment) == first
     changed = [{**r, "value": "1"} if r["split"] == "val" else r for r in small_rows()]
     assert figure(changed, experiment) != first
+
+
+def test_arms_keep_their_colors_and_numbers_their_digits(folder):
+    (folder / "experiments/small.yaml").write_text(SMALL.replace("1.0]", "0.75]"))
+    rows = [
+        {**row, "generate.noise_std": row["generate.noise_std"].replace("1.0", "0.75")}
+        for row in small_rows()
+    ]
+    drawn = vl_convert.vegalite_to_svg(figure_spec(rows, load_experiment("small", BASE)))
+    assert ">0.5<" in drawn and ">0.75<" in drawn
+    assert all(color in drawn for color in ("#4c78a8", "#e45756")), "real and synthetic"
+    assert not any(color in drawn for color in ("#f58518", "#72b7b2")), "reconstruction and mixed"
+
+
+COMMITTED = sorted(p.stem for p in (tiny.ROOT / "metrics/experiments").glob("*.csv"))
+
+
+def test_headline_results_are_committed():
+    assert "learning_curve" in COMMITTED
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_tables_follow_from_their_committed_numbers(name, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    experiment, results = load_experiment(name, BASE), tiny.ROOT / "metrics/experiments"
+    rows = list(csv.DictReader((results / f"{name}.csv").open()))
+    places = [{k: str(v) for k, v in run.place.items()} for run in experiment.runs()]
+    assert [dict(p) for p in dict.fromkeys(tuple((k, r[k]) for k in places[0]) for r in rows)] == places
+    text = "\n".join(filter(None, (table(rows, experiment), efficiency_table(rows, experiment))))
+    assert (results / f"{name}.md").read_text() == text
+    assert (results / f"figures/{name}.png").is_file()
 
 
 @pytest.mark.slow

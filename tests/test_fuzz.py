@@ -44,7 +44,7 @@ def bank():
 def classifier(path):
     torch.manual_seed(0)
     network = create_classifier("convnet3", 1, 2, 4, 16, torch.zeros(1), torch.ones(1))
-    save_classifier(TrainingResult(network, 2, 16, [(1, 0.5)]), tiny.train_params(width=4), 0, path)
+    save_classifier(TrainingResult(network, 2, 16, [(1, 0.5)]), tiny.train_params(width=4), 0, 3, path)
 
 
 def picture():
@@ -102,14 +102,16 @@ def test_only_the_documented_error_comes_out(kind, tmp_path_factory):
 
 
 def test_no_code_reads_pickles():
-    """Neither pickle itself nor the loaders that unpickle."""
+    """Neither pickle itself, but for its error, nor the loaders that unpickle."""
     forbidden = {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
     for path in [p for folder in ("dinv", "stages", "models") for p in (tiny.ROOT / folder).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 assert not forbidden & {a.name.split(".")[0] for a in node.names}, path
-            if isinstance(node, ast.ImportFrom):
+            if isinstance(node, ast.ImportFrom) and [a.name for a in node.names] != ["UnpicklingError"]:
                 assert (node.module or "").split(".")[0] not in forbidden, path
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 called = ast.unparse(node.func)
-                assert called not in ("torch.load", "np.load", "numpy.load", "pd.read_pickle"), (path, called)
+                assert called not in ("np.load", "numpy.load", "pd.read_pickle"), (path, called)
+                safe = any(ast.unparse(k) == "weights_only=True" for k in node.keywords)
+                assert called != "torch.load" or safe, path

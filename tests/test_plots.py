@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FIGURES = "metrics/experiments/figures"
 # DVC's page loads Vega from a content delivery network; the test puts the same libraries in its place.
 LIBRARIES = "window.vegaEmbed = (place, spec) => vegaEmbed(place, spec, {renderer: 'svg', actions: false});"
 TITLES = [
@@ -69,6 +70,7 @@ def anchor(title):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_every_plot_is_drawn_and_labelled(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
+    shutil.copytree(tiny.ROOT / FIGURES, project.root / FIGURES)
     dom = open_page(project, "show")
     found = drawings(dom)
     assert sorted(found) == sorted(anchor(title) for title in TITLES)
@@ -84,8 +86,10 @@ def test_every_plot_is_drawn_and_labelled(finished, tmp_path):
     lines = re.findall(r'mark-line role-mark[^"]*".*?<path[^>]* d="(M[^"]*)"', curves, re.S)
     assert len(lines) >= 1 and all(line.count("L") > 3 for line in lines)
     assert all(arm in curves for arm in ("real", "reconstruction", "synthetic", "mixed"))
-    grid = re.search(r'<img src="([^"]*grid\.png)"', dom)[1]
-    assert (project.root / "page" / grid).read_bytes() == (project.root / "metrics/grid.png").read_bytes()
+    images = {project.root / "page" / name for name in re.findall(r'<img src="([^"]*)"', dom)}
+    committed = [project.root / "metrics/grid.png", *(project.root / FIGURES).iterdir()]
+    assert len(committed) > 1
+    assert sorted(p.read_bytes() for p in images) == sorted(p.read_bytes() for p in committed)
     assert (project.root / "page.png").stat().st_size > 20_000
 
 

@@ -100,7 +100,7 @@ def test_a_colleague_pulls_and_computes_nothing(origin, port, tmp_path):
 
 def test_another_lambda_fetches_the_embeddings_and_computes_the_rest(origin, port, tmp_path):
     project = clone(origin, tmp_path / "c", port)
-    assert ran(bash(project, CHANGE)) == {"generate", "train@synthetic", "train@mixed", "evaluate"}
+    assert ran(bash(project, CHANGE)) == {"generate", "measure", "train@synthetic", "train@mixed", "evaluate"}
     bash(project, PUSH_EXPERIMENT)
     other = clone(origin, tmp_path / "d", port)
     bash(other, PULL_EXPERIMENT)

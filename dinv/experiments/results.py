@@ -8,6 +8,7 @@ from typing import Any
 
 import vl_convert
 
+from dinv.config import ARMS
 from dinv.experiments.spec import Experiment, Settings, values_of
 from dinv.metrics.accuracy import Summary, difference, summarize
 from dinv.metrics.efficiency import matching_size
@@ -16,6 +17,8 @@ Row = dict[str, str]
 ACCURACY, IMAGE_SETS = "metrics/accuracy.csv", "metrics/image_sets.csv"
 SIZE = "data.num_per_class"
 _KEYS = ("arm", "seed", "split")
+# The same in every figure, whichever arms it shows; Vega's first four categorical colours.
+_ARM_COLORS = dict(zip(ARMS, ("#4c78a8", "#f58518", "#e45756", "#72b7b2"), strict=True))
 
 
 def tidy(place: Settings, accuracy: str, image_sets: str) -> list[Row]:
@@ -95,6 +98,11 @@ def _gain(s: Summary) -> str:
 
 def figure(rows: Sequence[Row], experiment: Experiment) -> bytes:
     """PNG: means over seeds with bars of one standard deviation."""
+    return vl_convert.vegalite_to_png(figure_spec(rows, experiment), scale=2)
+
+
+def figure_spec(rows: Sequence[Row], experiment: Experiment) -> dict[str, Any]:
+    """The figure in Vega-Lite."""
     drawn = experiment.figure
     chosen = [r for r in rows if (r["metric"], r["split"]) == (drawn.metric, experiment.split)]
     shown: list[dict[str, Any]] = [
@@ -109,10 +117,8 @@ def figure(rows: Sequence[Row], experiment: Experiment) -> bytes:
     unit = {"width": 300, "height": 260, "encoding": encoding, "layer": layers}
     spec: dict[str, Any] = {"data": {"values": shown}}
     if drawn.columns is None:
-        spec |= unit
-    else:
-        spec |= {"facet": {"column": _discrete(shown, drawn.columns)}, "spec": unit}
-    return vl_convert.vegalite_to_png(spec, scale=2)
+        return spec | unit
+    return spec | {"facet": {"column": _discrete(shown, drawn.columns)}, "spec": unit}
 
 
 def _x(shown: Sequence[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def _x(shown: Sequence[dict[str, Any]], experiment: Experiment) -> dict[str, Any
     for row in shown:
         row[_escape(name)] = float(row[name])
     scale = {"type": "log", "nice": False} if experiment.figure.log_x else {"zero": False, "nice": False}
-    axis = {"values": [float(v) for v in values], "format": "~g", "labelOverlap": True}
+    axis = {"values": [float(v) for v in values], "labelExpr": "datum.value", "labelOverlap": True}
     field = {"field": _escape(name), "type": "quantitative"}
     return {**field, "scale": scale, "axis": axis, "title": name}
 
@@ -132,7 +138,10 @@ def _discrete(shown: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     for row in shown:
         row[_escape(name)] = row[name]
     values = values_of(shown, name)
-    return {"field": _escape(name), "type": "nominal", "sort": values, "title": name}
+    field = {"field": _escape(name), "type": "nominal", "sort": values, "title": name}
+    if name != "arm":
+        return field
+    return {**field, "scale": {"domain": values, "range": [_ARM_COLORS[arm] for arm in values]}}
 
 
 def _escape(name: str) -> str:

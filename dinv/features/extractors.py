@@ -4,9 +4,9 @@ Each brings its own scaling and normalisation. A new one is a function here and 
 """
 
 import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def load_extractor(name: str, location: Path, device: torch.device) -> Extractor
     """Load a network; raises UserError when its files are missing, damaged or of another kind."""
     try:
         extract = EXTRACTORS[name](location, device)
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"measure.features: {name} at {location} cannot be loaded ({reason})") from error
     return torch.no_grad()(lambda images: extract(images).float().cpu())
