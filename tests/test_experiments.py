@@ -169,6 +169,7 @@ def test_efficiency_table_known_answer():
     ]
     lines = efficiency_table(rows, experiment).splitlines()
     assert lines[2:] == ["| 10 | 20.0 (2.0x) |", "| 40 | more than 40 |"]
+    assert efficiency_table([row for row in rows if row["data.num_per_class"] == "10"], experiment) == ""
 
 
 def test_figure_shows_the_numbers_of_its_split_only(folder):

@@ -23,13 +23,6 @@ def lock():
     return YAML(typ="safe").load((tiny.ROOT / "dvc.lock").read_text())["stages"]
 
 
-@pytest.mark.parametrize("source", ["metrics/table.md", "docs/five_per_class.md"])
-def test_tables_are_those_of_the_committed_runs(source):
-    shown = re.search(rf"<!-- {re.escape(source)} -->\n(.*?)<!-- end -->", README, re.S)
-    table = [line for line in (tiny.ROOT / source).read_text().splitlines() if line.startswith("|")]
-    assert shown[1].strip().splitlines() == table
-
-
 def test_committed_lock_belongs_to_the_committed_parameters():
     params = YAML(typ="safe").load((tiny.ROOT / "params.yaml").read_text())
     for stage, entry in lock().items():

@@ -70,12 +70,14 @@ def table(rows: Sequence[Row], experiment: Experiment) -> str:
 def efficiency_table(rows: Sequence[Row], experiment: Experiment) -> str:
     """Markdown: how many real images per class train as accurate a classifier as each arm does.
 
-    Empty unless the experiment's one column is data.num_per_class.
+    Empty unless the experiment's one column is data.num_per_class, with several values.
     """
     if experiment.columns != [SIZE] or "real" not in experiment.arms:
         return ""
     mean = {key: summarize(values).mean for key, values in _by_seed(rows, experiment).items()}
     real = {int(size): value for (size, arm), value in mean.items() if arm == "real"}
+    if len(real) == 1:
+        return ""
     arms = [arm for arm in experiment.arms if arm not in ("real", "reconstruction")]
     lines = [
         "| real images per class | " + " | ".join(f"worth this many: {arm}" for arm in arms) + " |",
