@@ -117,7 +117,7 @@ def figure_spec(rows: Sequence[Row], experiment: Experiment) -> dict[str, Any]:
     mean = {"y": {**y, "aggregate": "mean", "title": title}}
     layers = [bars, {"mark": {"type": "line", "point": True}, "encoding": mean}]
     unit = {"width": 300, "height": 260, "encoding": encoding, "layer": layers}
-    spec: dict[str, Any] = {"data": {"values": shown}}
+    spec: dict[str, Any] = {"data": {"values": shown}, "config": {"legend": {"titleLimit": 400}}}
     if drawn.columns is None:
         return spec | unit
     return spec | {"facet": {"column": _discrete(shown, drawn.columns)}, "spec": unit}
