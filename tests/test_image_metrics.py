@@ -32,6 +32,13 @@ def test_prdc_counted_by_hand():
     assert found.density == 1.0 and found.coverage == 0.75
 
 
+def test_an_image_on_the_edge_of_a_ball_is_outside():
+    """k = 1. The real balls reach from -1 to 1, 0 to 2 and 1 to 5: -1 and 5 lie on edges."""
+    found = prdc(column(0, 1, 3), column(-1, 5), 1)
+    assert (found.precision, found.density, found.coverage) == (0, 0, 0)
+    assert prdc(column(-1, 5), column(0, 1, 3), 1).recall == 0
+
+
 def test_swapping_the_sets_swaps_precision_and_recall_only():
     a, b = features(80, 0), features(60, 1, shift=0.7, scale=0.5)
     there, back = prdc(a, b, 3), prdc(b, a, 3)
@@ -127,6 +134,8 @@ def test_calibration_error_by_hand():
     assert expected_calibration_error(labels, probabilities) == pytest.approx(100 * (0.8 + 0.6) / 3)
     assert expected_calibration_error(np.array([0, 1]), np.eye(2)) == 0.0
     assert expected_calibration_error(np.array([1, 0]), np.eye(2)) == 100.0
+    apart = np.array([[0.61, 0.39], [0.69, 0.31]])  # in two of 15 bins, but in one of 10
+    assert expected_calibration_error(np.array([0, 1]), apart) == pytest.approx(100 * (0.39 + 0.69) / 2)
 
 
 @settings(max_examples=50, deadline=None)
