@@ -12,12 +12,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinv.config import Params
-from dinv.data.image_set import ImageSet
-from dinv.data.task import load_task
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
 from dinv.execution.device import resolve_device
+from dinv.images.image_set import ImageSet
+from dinv.params import Params
+from dinv.sources.task import load_task
 
 PACKAGES = ("torch", "diffusers")
 SD15_SCHEDULE = {

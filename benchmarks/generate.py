@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from validation_sweep import generated, validation_accuracies, with_setting
 
 from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
-from dinv.config import Params, load_params
-from dinv.data.task import load_task
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
 from dinv.execution.device import resolve_device
-from dinv.generation.diffusion_inversion import DiffusionInversion
 from dinv.inversion.bank import EmbeddingBank, bank_statistics, load_bank
 from dinv.metrics.frechet import frechet_distance
+from dinv.params import Params, load_params
+from dinv.sources.task import load_task
+from dinv.strategies.diffusion_inversion import DiffusionInversion
 
 
 @torch.no_grad()

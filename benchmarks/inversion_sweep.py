@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from validation_sweep import parse_setting
 
-from dinv.config import load_params, parse_params
-from dinv.data.task import load_task
 from dinv.diffusion.loading import load_model
 from dinv.execution.device import resolve_device
 from dinv.inversion.invert import invert
+from dinv.params import load_params, parse_params
+from dinv.sources.task import load_task
 
 COLUMNS = ("lr", "lr_schedule", "timestep_sampling", "init", "latents", "weight_decay", "num_visits")
 

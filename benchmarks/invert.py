@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from common import bundled, ceiling, compare, count_flops, machine, random_sd15
 from diffusers import DDPMScheduler
 
-from dinv.config import Params, load_params
-from dinv.data.image_set import ImageSet
 from dinv.diffusion.latent_diffusion import LatentDiffusion
+from dinv.images.image_set import ImageSet
 from dinv.inversion.invert import heldout_draws, invert
+from dinv.params import Params, load_params
 
 GROUP, BATCH = 100, 50
 

@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dinv.config import load_params
-from dinv.data.image_set import IMAGES, ROWS_PER_FILE, ImageSet, ImageSetReader, save_chunks
 from dinv.execution.parts import PartStore, to_bytes
 from dinv.execution.run import run_parts
-from dinv.generation.diffusion_inversion import DiffusionInversion
+from dinv.images.image_set import IMAGES, ROWS_PER_FILE, ImageSet, ImageSetReader, save_chunks
 from dinv.inversion.bank import (
     EMBEDDINGS,
     BankReader,
@@ -27,6 +25,8 @@ from dinv.inversion.bank import (
     part_paths,
     save_bank,
 )
+from dinv.params import load_params
+from dinv.strategies.diffusion_inversion import DiffusionInversion
 from stages.generate import generation_plan
 from stages.invert import make_plan
 

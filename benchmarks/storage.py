@@ -21,7 +21,7 @@ import torch
 from common import machine
 from PIL import Image
 
-from dinv.data.image_set import ImageSet, load_image_set, write_parquet
+from dinv.images.image_set import ImageSet, load_image_set, write_parquet
 from stages.generate import PART_SIZE
 
 QUIET = {"DVC_NO_ANALYTICS": "1", "DVC_TEST": "true", "AWS_EC2_METADATA_DISABLED": "true"}

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from dinv.classify.architectures import ARCHITECTURES
+from dinv.classify.params import TrainParams
 from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
-from dinv.config import TrainParams, load_params
-from dinv.data.image_set import ImageSet
-from dinv.data.task import load_task
 from dinv.execution.device import resolve_device
+from dinv.images.image_set import ImageSet
+from dinv.params import load_params
+from dinv.sources.task import load_task
 
 
 class Pictures(Dataset):

@@ -17,15 +17,15 @@ import torch
 import yaml
 
 from dinv.classify.train import LabelledImages, pixel_statistics, predict, train_classifier
-from dinv.config import Params, load_params, parse_params
-from dinv.data.image_set import ImageSet
-from dinv.data.task import load_task
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
-from dinv.generation.diffusion_inversion import DiffusionInversion
-from dinv.generation.reconstruction import reconstruct
+from dinv.images.image_set import ImageSet
 from dinv.inversion.bank import EmbeddingBank, bank_statistics, load_part, save_bank
 from dinv.inversion.invert import invert
+from dinv.params import Params, load_params, parse_params
+from dinv.sources.task import load_task
+from dinv.strategies.diffusion_inversion import DiffusionInversion
+from dinv.strategies.reconstruction import reconstruct
 
 COLUMNS = (
     "noise_std",

@@ -15,9 +15,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from dinv.config import parse_params, read_yaml
 from dinv.errors import UserError
 from dinv.files import atomic_write
+from dinv.params import parse_params, read_yaml
 
 PRESETS = Path("presets")
 

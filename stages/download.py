@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dinv.config import DataParams, ModelParams
-from dinv.data.image_set import ROWS_PER_FILE, ImageSet, save_chunks
-from dinv.data.task import Split, load_task
 from dinv.diffusion.loading import fetch_model, model_digest
+from dinv.diffusion.params import ModelParams
 from dinv.files import write_json
+from dinv.images.image_set import ROWS_PER_FILE, ImageSet, save_chunks
+from dinv.sources.params import DataParams
+from dinv.sources.task import Split, load_task
 from stages.frozen_model import RECORD
 from stages.runner import run
 

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 from dinv.classify.store import StoredClassifier, load_classifiers
 from dinv.classify.train import predict_proba
-from dinv.config import ARMS, EvaluateParams, ExecutionParams
-from dinv.data.image_set import ImageSet, load_image_set
 from dinv.errors import UserError
 from dinv.execution.device import resolve_device
+from dinv.execution.params import ExecutionParams
 from dinv.files import atomic_write, write_json
+from dinv.images.image_set import ImageSet, load_image_set
 from dinv.inversion.bank import LossCurves, load_part, loss_curves, part_paths
 from dinv.metrics.accuracy import balanced_accuracy, per_class_accuracy, top1_accuracy
 from dinv.metrics.calibration import expected_calibration_error
+from dinv.metrics.params import EvaluateParams
 from dinv.metrics.report import Score, markdown_table, summary
 from dinv.metrics.tables import write_csv
+from dinv.params import ARMS
 from stages.runner import run
 
 Array = NDArray[np.int64]

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
-from dinv.config import ExecutionParams, ModelParams
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import fetch_model, load_model, model_digest
+from dinv.diffusion.params import ModelParams
 from dinv.errors import UserError
 from dinv.execution.device import resolve_device
+from dinv.execution.params import ExecutionParams
 from stages.runner import read_json
 
 RECORD = Path("data/model.json")

@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinv.config import ExecutionParams, GenerateParams, ModelParams
-from dinv.data.grid import labelled_grid
-from dinv.data.image_set import IMAGES, ImageSetReader
-from dinv.data.resize import convert_batch
+from dinv.diffusion.params import ModelParams
+from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import PartStore, Plan
 from dinv.execution.run import run_parts
 from dinv.files import atomic_write, digest_of
-from dinv.generation.diffusion_inversion import DiffusionInversion
-from dinv.generation.strategy import Draw
-from dinv.generation.worker import ReconstructTask, ReconstructWorker, RenderTask, RenderWorker, Table
+from dinv.images.grid import labelled_grid
+from dinv.images.image_set import IMAGES, ImageSetReader
+from dinv.images.resize import convert_batch
 from dinv.inversion.bank import BankReader, BankStatistics, load_statistics
+from dinv.strategies.diffusion_inversion import DiffusionInversion
+from dinv.strategies.params import GenerateParams
+from dinv.strategies.strategy import Draw
+from dinv.strategies.worker import ReconstructTask, ReconstructWorker, RenderTask, RenderWorker, Table
 from stages.frozen_model import FrozenModel
 from stages.runner import run
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dinv.config import ExecutionParams, InvertParams, ModelParams
-from dinv.data.image_set import ImageSetReader
+from dinv.diffusion.params import ModelParams
+from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import PartStore, Plan
 from dinv.execution.run import run_parts
+from dinv.images.image_set import ImageSetReader
 from dinv.inversion.bank import EMBEDDINGS, bank_statistics, load_part, part_paths, save_statistics
+from dinv.inversion.params import InvertParams
 from dinv.inversion.worker import InvertTask, InvertWorker
 from stages.frozen_model import FrozenModel
 from stages.runner import run

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinv.config import ExecutionParams, MeasureParams
-from dinv.data.image_set import ImageSetReader
+from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import PartStore, Plan
 from dinv.execution.run import run_parts
 from dinv.features.extractors import locate, location_digest
 from dinv.features.worker import FEATURES, FeatureWorker, load_features
 from dinv.files import atomic_write, write_json
+from dinv.images.image_set import ImageSetReader
 from dinv.metrics.image_sets import Measurement, choose, distances_table, distribution_distances, memorisation
+from dinv.metrics.params import MeasureParams
 from dinv.metrics.tables import write_csv
 from stages.runner import run
 

@@ -13,12 +13,12 @@ import torch
 from ruamel.yaml import YAML
 from safetensors import SafetensorError
 
-from dinv.config import load_params
 from dinv.errors import UserError
 from dinv.files import digest_of, file_digest
+from dinv.params import load_params
 
 # These cannot change a result: they validate, report and resume. No stage depends on them.
-NOT_FINGERPRINTED = ("stages/runner.py", "dinv/errors.py", "dinv/config.py", "dinv/execution/")
+NOT_FINGERPRINTED = ("stages/runner.py", "dinv/errors.py", "dinv/params.py", "dinv/execution/")
 
 
 def run(stage: str, main: Callable[..., None], **arguments: Any) -> None:

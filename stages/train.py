@@ -11,15 +11,17 @@ from pathlib import Path
 import torch
 
 from dinv.classify.confidence import keep_confident, label_confidence
+from dinv.classify.params import TrainParams
 from dinv.classify.store import load_classifiers, save_classifier
 from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
-from dinv.config import ARMS, ExecutionParams, TrainParams
-from dinv.data.image_set import ImageSet, load_image_set
 from dinv.errors import UserError
 from dinv.execution.device import resolve_device
+from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import FILES, PartStore, Plan, to_bytes
 from dinv.execution.run import run_parts
 from dinv.files import bytes_digest, digest_of, file_digest
+from dinv.images.image_set import ImageSet, load_image_set
+from dinv.params import ARMS
 from stages.runner import run
 
 GENERATED = "data/generated"

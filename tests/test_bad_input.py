@@ -11,9 +11,9 @@ import pytest
 import tiny
 from PIL import Image
 
-from dinv.config import load_params
 from dinv.diffusion.loading import fetch_model, load_model, model_digest
 from dinv.errors import UserError
+from dinv.params import load_params
 from stages import runner
 
 pytestmark = pytest.mark.slow

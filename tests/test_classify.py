@@ -16,6 +16,7 @@ from torchvision import models as torchvision_models
 from dinv.classify.architectures import ARCHITECTURES, create_classifier, load_pretrained
 from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
 from dinv.classify.confidence import keep_confident, label_confidence
+from dinv.classify.params import FIXED_WIDTHS
 from dinv.classify.store import load_classifier, load_classifiers, save_classifier
 from dinv.classify.train import (
     LabelledImages,
@@ -28,9 +29,8 @@ from dinv.classify.train import (
     train_classifier,
     weighted_cross_entropy,
 )
-from dinv.config import FIXED_WIDTHS
-from dinv.data.image_set import ImageSet
 from dinv.errors import UserError
+from dinv.images.image_set import ImageSet
 from dinv.metrics.accuracy import (
     balanced_accuracy,
     difference,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from dinv.config import Params, load_params, parse_params
 from dinv.errors import UserError
+from dinv.params import Params, load_params, parse_params
 
 RAW = YAML(typ="safe").load((tiny.ROOT / "params.yaml").read_text())
 

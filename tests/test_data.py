@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dinv.config import DataParams
-from dinv.data.grid import labelled_grid
-from dinv.data.image_set import ImageSet, ImageSetReader, load_image_set, save_image_set
-from dinv.data.resize import convert_batch, to_square
-from dinv.data.sources.fashion_mnist import read_idx
-from dinv.data.split import keyed_order, split_off_test, split_train_val
-from dinv.data.task import load_task
 from dinv.errors import UserError
+from dinv.images.grid import labelled_grid
+from dinv.images.image_set import ImageSet, ImageSetReader, load_image_set, save_image_set
+from dinv.images.resize import convert_batch, to_square
+from dinv.images.split import keyed_order, split_off_test, split_train_val
+from dinv.sources.fashion_mnist import read_idx
+from dinv.sources.params import DataParams
+from dinv.sources.task import load_task
 
 CLASSES = ["cat", "dog"]
 

@@ -12,10 +12,10 @@ import pytest
 import tiny
 from test_readme import prepare_own_images
 
-from dinv.data.export import export_image_folder
-from dinv.data.image_set import ImageSet, load_image_set, save_image_set
-from dinv.data.sources import image_folder
 from dinv.errors import UserError
+from dinv.images.export import export_image_folder
+from dinv.images.image_set import ImageSet, load_image_set, save_image_set
+from dinv.sources import image_folder
 
 PAGES = sorted((tiny.ROOT / "docs").glob("*.md"))
 

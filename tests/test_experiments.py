@@ -9,11 +9,11 @@ import tiny
 import vl_convert
 from PIL import Image
 
-from dinv.config import read_yaml
 from dinv.errors import UserError
 from dinv.experiments.results import efficiency_table, figure, figure_spec, table, tidy
 from dinv.experiments.spec import Experiment, load_experiment
 from dinv.metrics.efficiency import matching_size
+from dinv.params import read_yaml
 
 NAMES = sorted(p.stem for p in (tiny.ROOT / "experiments").glob("*.yaml"))
 BASE = read_yaml(tiny.ROOT / "params.yaml")

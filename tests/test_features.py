@@ -16,11 +16,11 @@ from transformers import (
     Dinov2Model,
 )
 
-from dinv.config import DataParams
-from dinv.data.task import load_task
 from dinv.errors import UserError
 from dinv.features.extractors import load_extractor, locate, location_digest
 from dinv.features.network import load_network
+from dinv.sources.params import DataParams
+from dinv.sources.task import load_task
 
 CPU = torch.device("cpu")
 SHIPPED = tiny.ROOT / "models/fashion-features"

@@ -14,10 +14,9 @@ from PIL import Image
 from dinv.classify.architectures import create_classifier
 from dinv.classify.store import load_classifiers, save_classifier
 from dinv.classify.train import TrainingResult
-from dinv.data.image_set import ImageSet, read_parquet, write_parquet
-from dinv.data.sources import fashion_mnist, image_folder
 from dinv.errors import UserError
 from dinv.execution.parts import to_bytes
+from dinv.images.image_set import ImageSet, read_parquet, write_parquet
 from dinv.inversion.bank import (
     BankStatistics,
     EmbeddingBank,
@@ -26,6 +25,7 @@ from dinv.inversion.bank import (
     save_bank,
     save_statistics,
 )
+from dinv.sources import fashion_mnist, image_folder
 
 
 def image_set():

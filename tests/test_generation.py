@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinv.errors import UserError
-from dinv.generation.diffusion_inversion import DiffusionInversion
-from dinv.generation.perturb import perturb
-from dinv.generation.reconstruction import reconstruct
 from dinv.inversion.bank import EmbeddingBank, bank_statistics
+from dinv.strategies.diffusion_inversion import DiffusionInversion
+from dinv.strategies.perturb import perturb
+from dinv.strategies.reconstruction import reconstruct
 
 IDS = [f"image-{i}" for i in range(6)]
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])

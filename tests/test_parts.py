@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinv.config import ExecutionParams
 from dinv.errors import UserError
 from dinv.execution.device import resolve_device
+from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import Codec, PartStore, Plan, scratch_root
 from dinv.execution.run import run_parts
 from dinv.files import atomic_write, digest_of

@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 
 from dinv.classify.confidence import label_confidence
 from dinv.classify.store import load_classifiers
-from dinv.config import Params
-from dinv.data.image_set import load_image_set
+from dinv.images.image_set import load_image_set
+from dinv.params import Params
 
 pytestmark = pytest.mark.slow
 
@@ -181,7 +181,7 @@ def test_more_variants_compute_only_what_is_new(project):
 
 
 def test_edit_of_one_module_reruns_only_its_stages(project):
-    path = project.root / "dinv/generation/perturb.py"
+    path = project.root / "dinv/strategies/perturb.py"
     path.write_text(path.read_text() + "\n# a comment\n")
     assert project.repro() == {"generate"}
 

@@ -8,9 +8,9 @@ import tiny
 from ruamel.yaml import YAML
 
 from dinv import preset
-from dinv.config import load_params
-from dinv.data.sources.registry import SOURCES
 from dinv.errors import UserError
+from dinv.params import load_params
+from dinv.sources.registry import SOURCES
 
 NAMES = sorted(path.stem for path in (tiny.ROOT / "presets").glob("*.yaml"))
 DATA_SETS = sorted(set(NAMES) & set(SOURCES))

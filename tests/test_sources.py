@@ -16,9 +16,9 @@ import tiny
 import torchvision.datasets as tv
 from PIL import Image
 
-from dinv.data.sources import eurosat, image_csv, imagenette
-from dinv.data.task import load_task
 from dinv.errors import UserError
+from dinv.sources import eurosat, image_csv, imagenette
+from dinv.sources.task import load_task
 
 PER_CLASS = 3
 

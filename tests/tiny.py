@@ -10,9 +10,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dinv.config import GenerateParams, InvertParams, ModelParams, TrainParams, load_params
+from dinv.classify.params import TrainParams
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
+from dinv.diffusion.params import ModelParams
+from dinv.inversion.params import InvertParams
+from dinv.params import load_params
+from dinv.strategies.params import GenerateParams
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from dinv.classify.architectures import Classifier
 from dinv.classify.train import predict_proba
-from dinv.data.image_set import ImageSet
 from dinv.errors import UserError
+from dinv.images.image_set import ImageSet
 
 
 def label_confidence(

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dinv.classify.architectures import Classifier, create_classifier
+from dinv.classify.params import TrainParams
 from dinv.classify.train import TrainingResult
-from dinv.config import TrainParams
 from dinv.errors import UserError
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dinv.classify.architectures import Classifier, create_classifier, load_pretrained
 from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
-from dinv.config import TrainParams
+from dinv.classify.params import TrainParams
 from dinv.execution.device import computes_bfloat16
 from dinv.rng import derive_seed, generator
 

@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dinv.config import ModelParams
+from dinv.diffusion.params import ModelParams
 from dinv.errors import UserError
 
 _SCHEDULE_KEYS = {

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dinv.config import ModelParams
 from dinv.diffusion.latent_diffusion import LatentDiffusion, read_schedule
+from dinv.diffusion.params import ModelParams
 from dinv.errors import UserError
 from dinv.files import digest_of, file_digest
 

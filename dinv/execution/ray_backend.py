@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dinv.config import ExecutionParams
 from dinv.errors import UserError
+from dinv.execution.params import ExecutionParams
 
 try:
     import ray

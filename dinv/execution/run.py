@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dinv.config import ExecutionParams
 from dinv.execution.device import resolve_device
+from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import Codec, Part, PartStore, Plan, assemblies, collect
 
 Advance = Callable[[int], None]

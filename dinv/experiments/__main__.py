@@ -13,12 +13,12 @@ from pathlib import Path
 
 import dvc.api
 
-from dinv.config import read_yaml
 from dinv.errors import UserError
 from dinv.experiments.results import ACCURACY, IMAGE_SETS, Row, efficiency_table, figure, table, tidy
 from dinv.experiments.spec import Experiment, Settings, load_experiment
 from dinv.files import atomic_write
 from dinv.metrics.tables import write_csv
+from dinv.params import read_yaml
 
 OUTPUT = Path("metrics/experiments")
 FIGURES = OUTPUT / "figures"  # a folder of its own, which dvc.yaml names as plots

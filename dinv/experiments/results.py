@@ -8,10 +8,10 @@ from typing import Any
 
 import vl_convert
 
-from dinv.config import ARMS
 from dinv.experiments.spec import Experiment, Settings, values_of
 from dinv.metrics.accuracy import Summary, difference, summarize
 from dinv.metrics.efficiency import matching_size
+from dinv.params import ARMS
 
 Row = dict[str, str]
 ACCURACY, IMAGE_SETS = "metrics/accuracy.csv", "metrics/image_sets.csv"

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from dinv.config import ARMS, Params, parse_params
 from dinv.errors import UserError
+from dinv.params import ARMS, Params, parse_params
 
 FOLDER = Path("experiments")
 CELL = "cell"

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoModel, BitImageProcessor, CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from dinv.data.resize import convert_batch
 from dinv.errors import UserError
 from dinv.features.network import IMAGE_SIZE, load_network
 from dinv.files import digest_of, file_digest
+from dinv.images.resize import convert_batch
 
 Extractor = Callable[[NDArray[np.uint8]], torch.Tensor]
 _HUB_FILES = ("*.json", "*.safetensors")

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from dinv.config import ExecutionParams
 from dinv.errors import UserError
 from dinv.execution.device import resolve_device
 from dinv.execution.memory import FittingBatch
+from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import Codec, to_bytes
 from dinv.features.extractors import load_extractor
 

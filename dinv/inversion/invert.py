@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from dinv.config import InvertParams
 from dinv.diffusion.latent_diffusion import LatentDiffusion, Posterior
 from dinv.errors import UserError
 from dinv.inversion.bank import EmbeddingBank, concatenate
+from dinv.inversion.params import InvertParams
 from dinv.rng import generator
 
 NUM_HELDOUT_DRAWS = 8

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinv.config import InvertParams
-from dinv.data.image_set import ImageSet
-from dinv.data.resize import convert_batch
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.execution.memory import FittingBatch
 from dinv.execution.parts import to_bytes
+from dinv.images.image_set import ImageSet
+from dinv.images.resize import convert_batch
 from dinv.inversion.bank import save_bank
 from dinv.inversion.invert import invert
+from dinv.inversion.params import InvertParams
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dinv.data.sources.base import RawImages, RawSplits
-from dinv.data.sources.image_folder import read_picture
-from dinv.data.split import split_off_test
 from dinv.errors import UserError
+from dinv.images.split import split_off_test
+from dinv.sources.base import RawImages, RawSplits
+from dinv.sources.image_folder import read_picture
 
 TABLE = "labels.csv"
 SPLITS = ("train", "val", "test")

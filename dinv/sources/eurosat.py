@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import EuroSAT
 
-from dinv.data.sources.base import RawImages, RawSplits
-from dinv.data.sources.downloaded import downloads, fetch, remove_if_incomplete
-from dinv.data.sources.image_folder import read_picture
 from dinv.errors import UserError
+from dinv.sources.base import RawImages, RawSplits
+from dinv.sources.downloaded import downloads, fetch, remove_if_incomplete
+from dinv.sources.image_folder import read_picture
 
 NUM_FILES = 27_000
 SPLIT = "split_zhou_EuroSAT.json"

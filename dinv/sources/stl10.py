@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import STL10
 
-from dinv.data.sources.base import RawImages, RawSplits, array_images
-from dinv.data.sources.downloaded import fetch
+from dinv.sources.base import RawImages, RawSplits, array_images
+from dinv.sources.downloaded import fetch
 
 
 def load(root: Path, seed: int) -> RawSplits:

@@ -1,9 +1,9 @@
-"""Sources by name: a new one is a file here and a line below (and its name in dinv/config.py)."""
+"""Sources by name: a new one is a file here and a line below (and its name in dinv/params.py)."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from dinv.data.sources import (
+from dinv.sources import (
     cifar,
     eurosat,
     fashion_mnist,
@@ -13,7 +13,7 @@ from dinv.data.sources import (
     medmnist,
     stl10,
 )
-from dinv.data.sources.base import RawSplits
+from dinv.sources.base import RawSplits
 
 SOURCES: dict[str, Callable[[Path, int], RawSplits]] = {
     "fashion_mnist": fashion_mnist.load,

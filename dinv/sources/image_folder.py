@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dinv.data.sources.base import RawImages, RawSplits
-from dinv.data.split import split_off_test
 from dinv.errors import UserError
+from dinv.images.split import split_off_test
+from dinv.sources.base import RawImages, RawSplits
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 

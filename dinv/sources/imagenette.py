@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import Imagenette
 
-from dinv.data.sources.base import RawImages, RawSplits
-from dinv.data.sources.downloaded import downloads, fetch, remove_if_incomplete
-from dinv.data.sources.image_folder import read_picture
+from dinv.sources.base import RawImages, RawSplits
+from dinv.sources.downloaded import downloads, fetch, remove_if_incomplete
+from dinv.sources.image_folder import read_picture
 
 NUM_FILES = 9_469 + 3_925
 

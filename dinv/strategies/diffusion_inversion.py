@@ -7,15 +7,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dinv.config import GenerateParams
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.sampling import sample
 from dinv.errors import UserError
 from dinv.files import bytes_digest
-from dinv.generation.perturb import perturb
-from dinv.generation.strategy import Draw
 from dinv.inversion.bank import BankStatistics
 from dinv.rng import generator
+from dinv.strategies.params import GenerateParams
+from dinv.strategies.perturb import perturb
+from dinv.strategies.strategy import Draw
 
 _SAMPLER = ("guidance_scale", "scheduler", "num_inference_steps", "seed")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dinv.data.sources.base import RawImages, RawSplits, array_images
-from dinv.data.sources.downloaded import fetch
 from dinv.errors import UserError
+from dinv.sources.base import RawImages, RawSplits, array_images
+from dinv.sources.downloaded import fetch
 
 
 def loader(name: str) -> Callable[[Path, int], RawSplits]:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinv.data.image_set import ImageSet, write_parquet
-from dinv.data.resize import convert_batch
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.execution.memory import FittingBatch
 from dinv.execution.parts import to_bytes
-from dinv.generation.reconstruction import reconstruct
-from dinv.generation.strategy import Request
+from dinv.images.image_set import ImageSet, write_parquet
+from dinv.images.resize import convert_batch
+from dinv.strategies.reconstruction import reconstruct
+from dinv.strategies.strategy import Request
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinv.config import DataParams
-from dinv.data.image_set import ImageSet, batches
-from dinv.data.resize import to_square
-from dinv.data.sources.base import RawImages
-from dinv.data.sources.registry import SOURCES
-from dinv.data.split import keyed_order, split_train_val
 from dinv.errors import UserError
+from dinv.images.image_set import ImageSet, batches
+from dinv.images.resize import to_square
+from dinv.images.split import keyed_order, split_train_val
+from dinv.sources.base import RawImages
+from dinv.sources.params import DataParams
+from dinv.sources.registry import SOURCES
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinv.data.sources.base import RawImages, RawSplits, array_images
 from dinv.errors import UserError
+from dinv.sources.base import RawImages, RawSplits, array_images
 
 CLASS_NAMES = [
     "T-shirt/top",

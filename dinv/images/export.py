@@ -1,6 +1,6 @@
 """Write an image set as a folder per class, for programs that read no Parquet.
 
-python -m dinv.data.export data/generated my_generated_images
+python -m dinv.images.export data/generated my_generated_images
 """
 
 import argparse
@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from dinv.data.image_set import ImageSetReader
 from dinv.errors import UserError
+from dinv.images.image_set import ImageSetReader
 
 
 def export_image_folder(source: Path, target: Path) -> int:
