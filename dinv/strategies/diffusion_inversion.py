@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion
-from dinv.diffusion.sampling import sample
+from dinv.diffusion.sampling import Guidance, sample
 from dinv.errors import UserError
 from dinv.files import bytes_digest
 from dinv.inversion.bank import BankStatistics
@@ -61,15 +61,8 @@ class SampleRequest:
             )
         p = self.params
         noise = torch.stack([keyed_randn(p.seed, "latents", key, model.latent_shape) for key in self.keys])
-        return sample(
-            model,
-            noise,
-            self.prompt_embeds,
-            self.negative_prompt_embeds,
-            p.guidance_scale,
-            p.scheduler,
-            p.num_inference_steps,
-        )
+        guidance = Guidance(self.negative_prompt_embeds, ((self.prompt_embeds, p.guidance_scale),))
+        return model.decode(sample(model, noise, p.scheduler, p.num_inference_steps, lambda i, t: guidance))
 
     def split(self, size: int) -> list["SampleRequest"]:
         """The same images in requests of at most `size`."""
