@@ -7,16 +7,17 @@ from pydantic import Field
 from dinv.section import PositiveInt, Section, Seed
 
 
+class FeatureNetwork(Section):
+    """A network whose features compare image sets, and where its weights are."""
+
+    network: Literal["fashion", "inception", "dinov2", "clip"]
+    path: str
+
+
 class MeasureParams(Section):
     """How image sets are compared."""
 
-    features: Annotated[dict[Literal["fashion", "inception", "dinov2", "clip"], str], Field(min_length=1)]
+    features: Annotated[dict[str, FeatureNetwork], Field(min_length=1)]
     num_images: Annotated[int, Field(ge=2)]
     num_neighbors: PositiveInt
     seed: Seed
-
-
-class EvaluateParams(Section):
-    """What is reported."""
-
-    confusion_arm: Literal["real", "reconstruction", "synthetic", "mixed"]
