@@ -11,9 +11,8 @@ import pytest
 import tiny
 from PIL import Image
 
-from dinv.diffusion.loading import fetch_model, load_model, model_digest
+from dinv.diffusion.loading import load_model, model_digest
 from dinv.errors import UserError
-from dinv.params import load_params
 from stages import runner
 
 pytestmark = pytest.mark.slow
@@ -251,15 +250,6 @@ def test_missing_component_and_unknown_prediction_type(tmp_path):
     shutil.rmtree(tmp_path / "vae")
     with pytest.raises(UserError, match=r"vae: no config\.json"):
         load(tmp_path)
-
-
-def test_hub_id_needs_a_revision_and_says_why_it_cannot_be_fetched(monkeypatch):
-    params = load_params(tiny.ROOT / "params.yaml").model
-    with pytest.raises(UserError, match=r"hub id with model\.revision"):
-        fetch_model(params.model_copy(update={"path": "someone/model"}))
-    pinned = params.model_copy(update={"path": "someone/model", "revision": "0" * 40})
-    with pytest.raises(UserError, match="cannot be fetched from the hub"):
-        fetch_model(pinned, local_files_only=True)
 
 
 def test_model_digest_sees_every_byte_it_reads(tmp_path):
