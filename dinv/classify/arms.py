@@ -1,0 +1,33 @@
+"""Arms: which images train which learner. One line each in params.yaml; nothing else knows their names."""
+
+from collections.abc import Mapping
+
+from dinv.section import Section
+
+REAL = "data/real/train"
+
+
+class Arm(Section):
+    """What one kind of classifier is trained on.
+
+    Attributes:
+        images: folder of an image set, data/real/train or data/generated/<block of generate>.
+        real: whether the real training images are learned from besides.
+        learner: block of `train`.
+    """
+
+    images: str
+    real: bool
+    learner: str
+
+    @property
+    def only_real(self) -> bool:
+        """Whether no generated image is learned from."""
+        return self.images == REAL
+
+
+def baseline_of(name: str, arms: Mapping[str, Arm]) -> str | None:
+    """The arm to measure a gain against, if there is one: the same learner on real images only."""
+    learner = arms[name].learner
+    baselines = (b for b, arm in arms.items() if arm.only_real and arm.learner == learner)
+    return next((b for b in baselines if b != name), None)
