@@ -10,8 +10,8 @@ from dinv.errors import UserError
 HELP = """\
 Grow a small labelled image set with a frozen generative model.
 
-The pipeline itself is run by DVC: dvc repro, dvc exp run. This command is for what lies around it; run it in the
-folder that holds params.yaml.
+The pipeline itself is run by DVC: dvc repro, dvc exp run. This command is for what lies around it; run it
+in the folder that holds params.yaml.
 
   dinv export data/generated/inversion my_images     image set -> a folder of PNG files per class
   dinv preset stl10 sd14 resnet18                    the paper's settings -> params.yaml
@@ -25,9 +25,9 @@ The folder must be new. Characters of ids and classes that suit no file name bec
   dinv export data/generated/inversion my_images
 """
 PRESET = """\
-Write presets into params.yaml, in order; what they do not name stays, and so do comments. The files of presets/
-hold data sets, models and classifiers with the paper's settings. `git diff params.yaml` shows what changed,
-`git checkout params.yaml` undoes it.
+Write presets into params.yaml, in order; what they do not name stays, and so do comments. The files of
+presets/ hold data sets, models and classifiers with the paper's settings. `git diff params.yaml` shows what
+changed, `git checkout params.yaml` undoes it.
 
   dinv preset stl10 sd14 resnet18
 """

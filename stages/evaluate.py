@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from dinv.classify.arms import REAL, Arm, baselines
 from dinv.classify.store import StoredClassifier, load_classifiers
-from dinv.classify.train import predict_proba
 from dinv.execution.device import resolve_device
 from dinv.execution.params import ExecutionParams
 from dinv.files import atomic_write, write_json
@@ -21,7 +21,6 @@ from dinv.images.grid import labelled_grid
 from dinv.images.image_set import ImageSet, ImageSetReader, load_image_set
 from dinv.metrics.accuracy import balanced_accuracy, per_class_accuracy, top1_accuracy
 from dinv.metrics.calibration import expected_calibration_error
-from dinv.metrics.gains import REAL_IMAGES, ArmLike, baselines
 from dinv.metrics.report import accuracy_table, summary
 from dinv.metrics.tables import write_csv, write_text
 from stages.runner import run
@@ -34,7 +33,7 @@ GRID_COLUMNS = 10
 
 
 def main(
-    arms: Mapping[str, ArmLike],
+    arms: Mapping[str, Arm],
     invert: Mapping[str, Any],
     generate: Mapping[str, Any],
     execution: ExecutionParams,
@@ -60,11 +59,6 @@ def main(
     print(f"\n{table}\nPictures: metrics/grid.png, and dvc plots show")
 
 
-def predict(stored: StoredClassifier, images: ImageSet, device: torch.device) -> NDArray[np.float32]:
-    """Class probabilities float32 [N, M]."""
-    return predict_proba(stored.classifier.to(device), images.tensor().to(device)).cpu().numpy()
-
-
 def evaluate(
     trained: Mapping[str, Sequence[StoredClassifier]], device: torch.device
 ) -> dict[str, pd.DataFrame]:
@@ -77,7 +71,7 @@ def evaluate(
         for split, images in splits.items():
             if len(images) == 0:
                 continue
-            probabilities = predict(stored, images, device)
+            probabilities = stored.predict_proba(images.tensor(), device)
             scores.append({"arm": arm, "seed": stored.seed, "split": split, **score(images, probabilities)})
             if split == "test":
                 classes.append(class_table(images, probabilities, arm, stored.seed))
@@ -149,7 +143,7 @@ def heldout_losses(learned: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def grid_rows(names: Iterable[str]) -> list[tuple[str, Images]]:
     """The first real image of each class, then the preview rows of every image set that was made."""
-    real = ImageSetReader(Path(REAL_IMAGES))
+    real = ImageSetReader(Path(REAL))
     firsts = [int(np.flatnonzero(real.labels == k)[0]) for k in np.unique(real.labels)][:GRID_COLUMNS]
     rows = [("real", real.take(firsts).images)]
     for name in names:

@@ -10,7 +10,7 @@ def remove_stale(expected: Mapping[str, Collection[str]]) -> None:
 
     A stage may depend on a folder of outputs, such as data/classifiers; what an arm that is gone has left
     there would otherwise be taken for a part of it. Only names that the folder's .gitignore lists are removed:
-    DVC writes them there for its outputs, of which it has a copy in its cache. A user's own files stay.
+    DVC writes its outputs there, and has a copy of each in its cache. A user's own files stay.
 
     Args:
         expected: folder -> names in it, without suffix.
@@ -19,7 +19,9 @@ def remove_stale(expected: Mapping[str, Collection[str]]) -> None:
         for path in _outputs(Path(folder)):
             if path.name.partition(".")[0] in names or path.name in names or not path.exists():
                 continue
-            print(f"{path}: removed, since params.yaml names it no more; DVC's cache still has it", flush=True)
+            print(
+                f"{path}: removed, since params.yaml names it no more; DVC's cache still has it", flush=True
+            )
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -35,7 +35,7 @@ def chart(rows: pd.DataFrame, experiment: Experiment, all_arms: Sequence[str]) -
     # Vega-Lite reads a dot in a field's name as nesting.
     table = shown(rows, experiment).rename(columns=_field)
     color = _discrete(alt.Color, table, drawn.color, all_arms)
-    value = {"title": _title(experiment), "scale": alt.Scale(zero=False)}
+    value: dict[str, Any] = {"title": _title(experiment), "scale": alt.Scale(zero=False)}
     base = alt.Chart(table).encode(x=_x(table, experiment), color=color)
     bars = base.mark_errorbar(extent="stdev").encode(y=alt.Y("value:Q", **value))
     means = base.mark_line(point=True).encode(y=alt.Y("mean(value):Q", **value))
@@ -66,9 +66,7 @@ def _x(table: pd.DataFrame, experiment: Experiment) -> Any:
     return alt.X(f"{_field(name)}:Q", title=name, scale=scale, axis=axis)
 
 
-def _discrete(
-    channel: Any, table: pd.DataFrame, name: str, all_arms: Sequence[str], **options: Any
-) -> Any:
+def _discrete(channel: Any, table: pd.DataFrame, name: str, all_arms: Sequence[str], **options: Any) -> Any:
     values = list(table[_field(name)].unique())
     if name == ARM and channel is alt.Color:
         places = [list(all_arms).index(arm) if arm in all_arms else i for i, arm in enumerate(values)]

@@ -18,8 +18,8 @@ def tidy(place: Settings, accuracy: str, image_sets: Sequence[str], learned: str
     """The rows of one run, as texts, from the texts of its CSV files.
 
     Columns: what tells the runs apart, arm, split, seed, num_images, metric, value. Numbers about image
-    sets have no split and no seed, those about classifiers no num_images, the last held-out loss none of these;
-    `arm` then names the image set or what was learned.
+    sets have no split and no seed, those about classifiers no num_images, the last held-out loss none of
+    these; `arm` then names the image set or what was learned.
     """
     of_classifiers = _read(accuracy).melt([ARM, "seed", "split"], var_name="metric", ignore_index=False)
     tables = [of_classifiers.sort_index(kind="stable")]
@@ -54,7 +54,7 @@ def shown(rows: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame, experiment: Experiment, baselines: Mapping[str, str]) -> str:
-    """Markdown: one line per answer; mean and std per arm, gains over baselines paired by seed with stderr."""
+    """Markdown, a line per answer: mean and std per arm, gains over baselines paired by seed with stderr."""
     values, columns = shown(rows, experiment), experiment.columns
     answers = rows[columns].drop_duplicates() if columns else pd.DataFrame(index=[0])
     means = statistics(values, [*columns, ARM])
@@ -63,7 +63,10 @@ def table(rows: pd.DataFrame, experiment: Experiment, baselines: Mapping[str, st
     heads = {arm: (means, arm, "std") for arm in experiment.arms}
     heads |= {f"{arm} - {baseline}": (gains, arm, "stderr") for arm, baseline in pairs.items()}
     cells = [
-        {head: _cell(numbers, (*answer, arm), spread, experiment) for head, (numbers, arm, spread) in heads.items()}
+        {
+            head: _cell(numbers, (*answer, arm), spread, experiment)
+            for head, (numbers, arm, spread) in heads.items()
+        }
         for answer in answers.itertuples(index=False, name=None)
     ]
     return markdown(pd.concat([answers.reset_index(drop=True), pd.DataFrame(cells)], axis=1))
@@ -75,7 +78,8 @@ def _pairing(experiment: Experiment) -> list[str]:
 
 
 def _cell(numbers: pd.DataFrame, key: tuple[str, ...], spread: str, experiment: Experiment) -> str:
-    row = numbers.loc[key if len(key) > 1 else key[0]]
+    index: Any = key if len(key) > 1 else key[0]
+    row: Any = numbers.loc[index]
     digits = 2 if experiment.figure.metric in OF_CLASSIFIERS else 5
     return mean_and_spread(row["mean"], row[spread], digits, "+" if spread == "stderr" else "")
 
@@ -101,6 +105,6 @@ def efficiency_table(rows: pd.DataFrame, experiment: Experiment, baselines: Mapp
 
 def _worth(real: pd.Series, target: float, size: float) -> str:
     """What `matching_size` finds, and how many times the number of images at hand that is."""
-    by_size = {int(k): value for k, value in real.items()}
+    by_size = {int(str(k)): value for k, value in real.items()}
     found = matching_size(by_size, target)
     return f"more than {max(by_size)}" if found is None else f"{found:.1f} ({found / size:.1f}x)"

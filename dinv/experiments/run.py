@@ -11,12 +11,12 @@ from pathlib import Path
 import dvc.api
 import pandas as pd
 
+from dinv.classify.arms import baselines
 from dinv.errors import UserError
 from dinv.experiments.figures import figure
 from dinv.experiments.results import efficiency_table, table, tidy
 from dinv.experiments.spec import Experiment, Settings, load_experiment
 from dinv.files import atomic_write
-from dinv.metrics.gains import baselines
 from dinv.metrics.tables import write_csv, write_text
 from dinv.params import Params, load_params, read_yaml
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from dinv.classify.arms import baselines, image_sets
 from dinv.errors import UserError
-from dinv.metrics.gains import REAL_IMAGES, baselines
 from dinv.metrics.image_sets import REAL, UNSEEN
 from dinv.params import Params, parse_params
 from dinv.sources.validation import has_validation
@@ -28,8 +28,8 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 class Figure(BaseModel):
     """Means over seeds with bars of one standard deviation, one line per colour.
 
-    `x` and `color` are parameters of the grid, `cell` or `arm`; `columns` makes one panel per value. `metric` is
-    a number of classifiers, in percent, or heldout_loss, or FEATURES.METRIC of image sets.
+    `x` and `color` are parameters of the grid, `cell` or `arm`; `columns` makes one panel per value. `metric`
+    is a number of classifiers, in percent, or heldout_loss, or FEATURES.METRIC of image sets.
     """
 
     model_config = _STRICT
@@ -61,9 +61,10 @@ class Experiment(BaseModel):
         set: parameters that differ from params.yaml in every run.
         grid: parameters with the values to combine.
         cells: settings that change together, by name; combined with the grid.
-        arms: what the table and the figure show: arms of params.yaml, all if none is named. If figure.metric is
-            no number of classifiers: blocks of `invert`, or image sets.
-        worth: arms that a second table translates into numbers of real images; needs grid data.num_per_class.
+        arms: what the table and the figure show: arms of params.yaml, all if none is named. If figure.metric
+            is no number of classifiers: blocks of `invert`, or image sets.
+        worth: arms that a second table translates into numbers of real images, for a grid of
+            data.num_per_class.
         pool: a parameter of the grid, such as data.seed, whose values count as further seeds.
         split: `val` where a parameter is chosen by the answer, `test` only where none is.
         figure: how it is drawn.
@@ -162,8 +163,8 @@ def _check_split(experiment: Experiment, params: Params, path: Path) -> None:
         raise UserError(f"{path}: split: {metric} is not measured on a split; remove it")
     if experiment.split == "val" and not has_validation(params.data):
         raise UserError(
-            f"{path}: split: val, but data.num_val_per_class = 0 and {params.data.source} brings no validation "
-            "images of its own; set data.num_val_per_class, in params.yaml or in the experiment"
+            f"{path}: split: val, but data.num_val_per_class = 0 and {params.data.source} brings no "
+            "validation images of its own; set data.num_val_per_class, in params.yaml or in the experiment"
         )
 
 
@@ -189,5 +190,4 @@ def _series(metric: str, params: Params, path: Path) -> list[str]:
     if metric.partition(".")[0] not in params.measure.features:
         known = ", ".join([*OF_CLASSIFIERS, HELDOUT, *(f"{name}.METRIC" for name in params.measure.features)])
         raise UserError(f"{path}: figure.metric = {metric!r}: no such metric; there are {known}")
-    made = dict.fromkeys(Path(arm.images).name for arm in params.arms.values() if arm.images != REAL_IMAGES)
-    return [REAL, *made, UNSEEN]
+    return [REAL, *image_sets(params.arms), UNSEEN]

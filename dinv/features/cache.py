@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dinv.execution.code import code_digest
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import PartStore, Plan
 from dinv.execution.run import run_parts
-from dinv.features.extractors import locate, location_digest
+from dinv.features.location import locate, location_digest
 from dinv.features.params import FeatureNetwork
 from dinv.features.worker import FEATURES, Features, FeatureWorker, load_features
-from dinv.files import bytes_digest, digest_of, file_digest
+from dinv.files import bytes_digest, digest_of
 from dinv.images.image_set import ImageSetReader
 
 PART_SIZE = 200  # images; a constant of the format, not a setting
-CODE = ("features/extractors.py", "features/network.py", "images/resize.py")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Extraction:
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hex."""
-        package = Path(__file__).parents[1]
-        code = [file_digest(package / name) for name in CODE]
+        code = code_digest("dinv.features.extractors")
         return digest_of([self.network, location_digest(self.location), code])
 
 

@@ -17,12 +17,9 @@ from transformers import AutoModel, BitImageProcessor, CLIPImageProcessor, CLIPV
 
 from dinv.errors import UserError
 from dinv.features.network import IMAGE_SIZE, load_network
-from dinv.files import digest_of, file_digest
-from dinv.hub import resolve
 from dinv.images.resize import convert_batch
 
 Extractor = Callable[[NDArray[np.uint8]], torch.Tensor]
-_HUB_FILES = ("*.json", "*.safetensors")
 
 
 def fashion(location: Path, device: torch.device) -> Extractor:
@@ -84,33 +81,6 @@ def load_extractor(name: str, location: Path, device: torch.device) -> Extractor
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"measure.features: {name} at {location} cannot be loaded ({reason})") from error
     return torch.no_grad()(lambda images: extract(images).float().cpu())
-
-
-def locate(name: str, path: str, local_files_only: bool = False) -> Path:
-    """The file or folder of a network, fetched if `path` is a YAML file that pins a repository of the hub.
-
-    Raises:
-        UserError: there is no such path, or the hub cannot be reached.
-    """
-    if not Path(path).exists():
-        remedy = _REMEDIES.get(name, _HUB_REMEDY)
-        raise UserError(f"measure.features: {name} at {path!r}: no such path; {remedy}")
-    return resolve(Path(path), _HUB_FILES, local_files_only)
-
-
-_HUB_REMEDY = "give a folder, or a YAML file with repo_id and revision of the Hugging Face hub"
-_REMEDIES = {
-    "fashion": "restore the folder",
-    "inception": "fetch weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases",
-}
-
-
-def location_digest(location: Path) -> str:
-    """SHA-256 over the names and bytes of a network's files."""
-    if location.is_file():
-        return file_digest(location)
-    used = [f for f in sorted(location.rglob("*.*")) if f.suffix in {".json", ".safetensors"}]
-    return digest_of({f.relative_to(location).as_posix(): file_digest(f) for f in used})
 
 
 def _transformer(processor: Any, network: torch.nn.Module, output: str, device: torch.device) -> Extractor:

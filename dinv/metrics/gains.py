@@ -1,40 +1,10 @@
 """What an arm gains over training on real images alone."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import pandas as pd
 
 from dinv.errors import UserError
-
-REAL_IMAGES = "data/real/train"
-
-
-class ArmLike(Protocol):
-    """What is read of an arm of params.yaml."""
-
-    @property
-    def images(self) -> str:
-        """Folder of the images that it trains on."""
-
-    @property
-    def real(self) -> bool:
-        """Whether the real training images are added."""
-
-    @property
-    def learner(self) -> str:
-        """Name of the block of `train` that trains it."""
-
-
-def baselines(arms: Mapping[str, ArmLike]) -> dict[str, str]:
-    """Arm -> the arm that trains the same learner on the real images only; arms without one are left out."""
-    plain = [name for name, arm in arms.items() if arm.images == REAL_IMAGES and not arm.real]
-    real = {arms[name].learner: name for name in reversed(plain)}
-    return {
-        name: real[arm.learner]
-        for name, arm in arms.items()
-        if arm.learner in real and real[arm.learner] != name
-    }
 
 
 def paired_gains(scores: pd.DataFrame, baselines: Mapping[str, str], on: Sequence[str]) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def memorisation(
 def _over_draws(name: str, draws: Sequence[tuple[str, int, str, float]]) -> pd.DataFrame:
     table = pd.DataFrame(draws, columns=["images", "num_images", "metric", "value"])
     groups = table.groupby(["images", "num_images", "metric"], sort=False)["value"]
-    found = groups.agg(value="mean", std="std", num_draws="count").round({"value": 6, "std": 6}).reset_index()
+    found = groups.agg(value="mean", std="std", num_draws="count").round(6).reset_index()
     return found.assign(features=name)[COLUMNS]
 
 

@@ -8,13 +8,6 @@ from dinv.features.params import FeatureNetwork
 from dinv.section import PositiveInt, Section, Seed
 
 
-class FeatureNetwork(Section):
-    """A network whose features compare image sets, and where its weights are."""
-
-    network: Literal["fashion", "inception", "dinov2", "clip"]
-    path: str
-
-
 class MeasureParams(Section):
     """How image sets are compared."""
 

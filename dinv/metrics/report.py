@@ -28,8 +28,8 @@ def summary(scores: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, Any
 
 
 def _means(scores: pd.DataFrame, column: str) -> dict[str, float]:
-    found: dict[str, float] = scores.groupby("arm", sort=False)[column].mean().round(DIGITS).to_dict()
-    return found
+    means = scores.groupby("arm", sort=False)[column].mean().round(DIGITS)
+    return {str(arm): float(mean) for arm, mean in means.items()}
 
 
 def _rounded(row: pd.Series) -> dict[str, float | int | None]:
@@ -42,9 +42,7 @@ def gains_on_test(scores: pd.DataFrame, baselines: Mapping[str, str]) -> pd.Data
     return statistics(paired_gains(_test_values(scores), baselines, ["seed"]), ["arm"])
 
 
-def accuracy_table(
-    scores: pd.DataFrame, baselines: Mapping[str, str], num_images: Mapping[str, int]
-) -> str:
+def accuracy_table(scores: pd.DataFrame, baselines: Mapping[str, str], num_images: Mapping[str, int]) -> str:
     """Markdown, a line per arm of `num_images`: images, test accuracy with std and n, gain over real."""
     accuracy, gains = statistics(_test_values(scores), ["arm"]), gains_on_test(scores, baselines)
     lines = [
@@ -64,9 +62,9 @@ def _test_values(scores: pd.DataFrame) -> pd.DataFrame:
     return test[["arm", "seed", "top1_accuracy"]].rename(columns={"top1_accuracy": "value"})
 
 
-def _with_number(row: pd.Series) -> str:
+def _with_number(row: Any) -> str:
     return f"{mean_and_spread(row['mean'], row['std'])} ({row['n']:.0f})"
 
 
-def _gain(row: pd.Series) -> str:
+def _gain(row: Any) -> str:
     return mean_and_spread(row["mean"], row["stderr"], sign="+")

@@ -11,7 +11,7 @@ _ROW = DataRow("|", "|", "|")
 # Cells are not padded, so that one long cell does not change every line of a committed table.
 _MARKDOWN = TableFormat(
     lineabove=None,
-    linebelowheader=lambda widths, aligns: "|" + "---|" * len(widths),  # type: ignore[arg-type]
+    linebelowheader=lambda widths, aligns: "|" + "---|" * len(widths),
     linebetweenrows=None,
     linebelow=None,
     headerrow=_ROW,
@@ -35,7 +35,9 @@ def write_text(path: Path, text: str) -> None:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table of text cells as Markdown, cells as they are."""
-    text = table.astype(str).to_markdown(index=False, tablefmt=_MARKDOWN, stralign=None, disable_numparse=True)
+    text = table.astype(str).to_markdown(
+        index=False, tablefmt=_MARKDOWN, stralign=None, disable_numparse=True
+    )
     return f"{text}\n"
 
 

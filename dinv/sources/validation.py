@@ -5,7 +5,7 @@ from pathlib import Path
 from dinv.sources.params import DataParams
 from dinv.sources.registry import SOURCES
 
-# Sources that always bring their own, and those that do if the user has made them: listing the latter is quick.
+# Sources that always bring their own, and those that do if the user has made them: these are listed quickly.
 ALWAYS = frozenset({"eurosat", "pathmnist", "dermamnist", "bloodmnist"})
 PERHAPS = frozenset({"image_folder", "image_csv"})
 
