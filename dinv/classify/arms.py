@@ -31,3 +31,14 @@ def baseline_of(name: str, arms: Mapping[str, Arm]) -> str | None:
     learner = arms[name].learner
     baselines = (b for b, arm in arms.items() if arm.only_real and arm.learner == learner)
     return next((b for b in baselines if b != name), None)
+
+
+def baselines(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Arm -> the arm to measure its gain against; arms without one are left out."""
+    found = {name: baseline_of(name, arms) for name in arms}
+    return {name: baseline for name, baseline in found.items() if baseline is not None}
+
+
+def image_sets(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Name -> folder of the generated image sets that arms learn from, each once, in order of arms."""
+    return {arm.images.rpartition("/")[2]: arm.images for arm in arms.values() if not arm.only_real}
