@@ -9,6 +9,7 @@ import time
 
 import pytest
 import tiny
+from code_deps import covered
 
 from dinv.execution import code
 from dinv.execution.code import changed_since, code_digest, reached, snapshot
@@ -231,3 +232,21 @@ def test_the_digest_is_cheap():
     started = time.perf_counter()
     code_digest(*MODULES)
     assert time.perf_counter() - started < 0.2
+
+
+def test_undeclared_and_superfluous_code_is_found(tmp_path):
+    registry = 'R = {"x": "dinv.p.x:X"}'
+    project_of(tmp_path, a="import dinv.errors, dinv.b", b="", errors="import dinv.unseen", unseen="x = 1")
+    for name, text in {"dinv/p/registry.py": registry, "dinv/p/x.py": "from dinv.q import y"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    project_of(tmp_path, q="y = 1", b="from dinv.p import registry")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/s.py").write_text("def main():\n    import dinv.a")
+    whole = ["data/x", "stages/s.py", "dinv/a.py", "dinv/b.py", "dinv/p", "dinv/q.py"]
+    assert covered(whole, "s", tmp_path) == (set(), set())
+    assert covered([d for d in whole if d != "dinv/p"], "s", tmp_path)[0] == {
+        "dinv/p/registry.py",
+        "dinv/p/x.py",
+    }
+    assert covered([*whole, "dinv/unseen.py", "dinv/z"], "s", tmp_path)[1] == {"dinv/unseen.py", "dinv/z"}

@@ -1,5 +1,6 @@
 """From an arm to its trained classifiers: what is the same for every learner."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,8 +19,10 @@ from dinv.classify.store import StoredClassifier, load_classifiers, save_classif
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import FILES, PartStore, Plan, to_bytes
 from dinv.execution.run import run_parts
-from dinv.files import digest_of
-from dinv.images.image_set import MappedImages, open_mapped
+from dinv.files import bytes_digest, digest_of
+from dinv.images.image_set import batches
+from dinv.images.mapped import MappedImageSet
+from dinv.images.reader import ImageSetReader
 
 
 @dataclass(frozen=True)
@@ -39,40 +42,36 @@ class Trainer:
     code: str
 
     @cached_property
-    def real(self) -> MappedImages:
+    def real(self) -> MappedImageSet:
         """The real training images."""
-        return open_mapped(Path(REAL))
+        return ImageSetReader(Path(REAL)).mapped()
 
     def train(self, name: str, arm: Arm, output: Path) -> None:
         """One classifier per seed, a part each, into a folder."""
-        generated = None if arm.only_real else self._kept(open_mapped(Path(arm.images)))
-        if arm.only_real or arm.real:
-            self._run(name, [self.real, *([] if generated is None else [generated])], output)
-        else:
-            assert generated is not None
-            self._run(name, [generated], output)
+        sources = [self.real] if arm.only_real or arm.real else []
+        if not arm.only_real:
+            sources.append(self._kept(ImageSetReader(Path(arm.images))))
+        self._run(name, sources, output)
 
-    def _run(self, name: str, sources: Sequence[MappedImages], output: Path) -> None:
+    def _run(self, name: str, sources: Sequence[MappedImageSet], output: Path) -> None:
         learner = LEARNERS[self.params.learner]
         settings = learner.settings(self.params, len(sources) > 1, self.device)
-        content = [source.digest for source in (self.real, *sources)]
+        content = [content_digest(source) for source in (self.real, *sources)]
         key = [self.code, self.params.learner, settings, content]
         plan = seed_plan(f"{name}, classifier", self.params.seeds, key, learner.num_units(self.params))
         worker = partial(TrainWorker, self, sources)
         here = self.execution.model_copy(update={"backend": "local", "num_workers": 1, "address": None})
         run_parts(plan, PartStore("train"), FILES, worker, here, output)
 
-    def _kept(self, images: MappedImages) -> MappedImages:
+    def _kept(self, reader: ImageSetReader) -> MappedImageSet:
         """Generated images, less those that classifiers of the real ones doubt."""
-        if self.params.min_confidence == 0:
+        images, least = reader.mapped(), self.params.min_confidence
+        if least == 0:
             return images
-        confidence = label_confidence(self._teachers(), images.tensor, images.labels, self.device)
-        kept = confident_rows(confidence, images.labels, images.class_names, self.params.min_confidence)
-        print(
-            f"{len(kept)} of {len(images)} generated images have confidence "
-            f"{self.params.min_confidence} or more"
-        )
-        return images.take(kept)
+        confidence = label_confidence(self._teachers(), images.tensor(), images.labels, self.device)
+        kept = confident_rows(confidence, images.labels, images.class_names, least)
+        print(f"{len(kept)} of {len(images)} generated images have confidence {least} or more")
+        return reader.mapped(kept.tolist())
 
     def _teachers(self) -> list[StoredClassifier]:
         """The same learner's classifiers of the real images, which another arm may have trained already."""
@@ -93,7 +92,7 @@ def seed_plan(name: str, seeds: Sequence[int], key: Sequence[object], num_units:
 class TrainWorker:
     """Seed -> bytes of a classifier file."""
 
-    def __init__(self, trainer: Trainer, sources: Sequence[MappedImages]):
+    def __init__(self, trainer: Trainer, sources: Sequence[MappedImageSet]):
         self.params, self.device = trainer.params, trainer.device
         row_of = {image_id: row for row, image_id in enumerate(trainer.real.ids)}
         real = labelled(trainer.real, None, self.device)
@@ -108,17 +107,27 @@ class TrainWorker:
         return to_bytes(lambda path: save_classifier(stored, path))
 
 
-def labelled(images: MappedImages, row_of: Mapping[str, int] | None, device: torch.device) -> LabelledImages:
+def content_digest(images: MappedImageSet) -> str:
+    """Of pixels, labels, class probabilities and sources."""
+    soft = b"" if images.probabilities is None else images.probabilities.tobytes()
+    sources = json.dumps(images.provenance.get("source_id")).encode()
+    pixels = (images.pixels[rows].tobytes() for rows in batches(len(images), 1000))
+    return bytes_digest(images.labels.tobytes(), soft, sources, *pixels)
+
+
+def labelled(
+    images: MappedImageSet, row_of: Mapping[str, int] | None, device: torch.device
+) -> LabelledImages:
     """An image set as a learner sees it; `row_of` tells rows of real images, None: these are real."""
     targets = torch.from_numpy(class_probabilities(images))
     origins = None
     if row_of is not None:
         sources = images.provenance.get("source_id", [None] * len(images))
         origins = torch.tensor([row_of.get(i, -1) if i is not None else -1 for i in sources])
-    return LabelledImages(placed(images.tensor, device), targets, origins)
+    return LabelledImages(placed(images.tensor(), device), targets, origins)
 
 
-def class_probabilities(images: MappedImages) -> NDArray[np.float32]:
+def class_probabilities(images: MappedImageSet) -> NDArray[np.float32]:
     """float32 [N, M]: as stored, or 1 for the label."""
     if images.probabilities is not None:
         return images.probabilities
