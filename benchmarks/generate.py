@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from common import compare, machine
 from diffusers import PNDMScheduler
+from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
 from numpy.typing import NDArray
 from validation_sweep import generated, validation_accuracies, with_setting
 
-from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
 from dinv.execution.device import resolve_device

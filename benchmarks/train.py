@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from common import compare, machine
+from dinv.classify.params import TrainParams
+from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from dinv.classify.architectures import ARCHITECTURES
-from dinv.classify.params import TrainParams
-from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
 from dinv.execution.device import resolve_device
 from dinv.images.image_set import ImageSet
 from dinv.params import load_params

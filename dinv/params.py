@@ -1,29 +1,36 @@
-"""All of params.yaml, typed, frozen and validated. params.yaml explains each parameter.
+"""All of params.yaml, put together and validated. params.yaml explains each parameter.
 
 An unknown key, a missing key, a wrong type or a value out of range raises UserError before any
 work starts.
 """
 
-import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from dinv.classify.params import TrainParams
+from dinv.classify.arms import REAL, Arm
+from dinv.classify.base import LearnerParams
+from dinv.classify.registry import LEARNERS
 from dinv.diffusion.params import ModelParams
 from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
-from dinv.inversion.params import InvertParams
-from dinv.metrics.params import EvaluateParams, MeasureParams
-from dinv.section import Section
+from dinv.inversion.base import MethodParams
+from dinv.inversion.registry import METHODS
+from dinv.metrics.params import MeasureParams
+from dinv.section import Registry, Section, did_you_mean
 from dinv.sources.params import DataParams
-from dinv.strategies.params import GenerateParams
+from dinv.strategies.base import StrategyParams
+from dinv.strategies.registry import STRATEGIES
 
-ARMS = ("real", "reconstruction", "synthetic", "mixed")
+T = TypeVar("T", bound=Section)
+# Names of folders and of DVC's stages.
+BlockName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+LEARNED, GENERATED = "data/learned/", "data/generated/"
 
 
 class Params(Section):
@@ -31,12 +38,20 @@ class Params(Section):
 
     data: DataParams
     model: ModelParams
-    invert: InvertParams
-    generate: GenerateParams
+    invert: dict[BlockName, SerializeAsAny[MethodParams]]
+    generate: dict[BlockName, SerializeAsAny[StrategyParams]]
+    train: dict[BlockName, SerializeAsAny[LearnerParams]]
+    arms: dict[BlockName, Arm]
     measure: MeasureParams
-    train: TrainParams
-    evaluate: EvaluateParams
     execution: ExecutionParams
+
+
+# Sections of named blocks: the key that says which implementation a block is for, and the implementations.
+BLOCKS: dict[str, tuple[str, Registry]] = {
+    "invert": ("method", METHODS),
+    "generate": ("strategy", STRATEGIES),
+    "train": ("learner", LEARNERS),
+}
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -64,28 +79,91 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_params(raw: dict[str, Any], place: str = "params.yaml") -> Params:
     """Validate the sections of a parameter file given as nested dicts; raises UserError."""
     try:
-        return Params.model_validate(raw)
+        blocks = {name: _blocks(name, raw[name]) for name in BLOCKS if isinstance(raw.get(name), dict)}
+        params = _validated(Params, {**raw, **blocks}, "")
+        _require_blocks_that_fit(params)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    return params
+
+
+def _blocks(section: str, raw: dict[str, Any]) -> dict[str, Section]:
+    """Every block of a section, validated by the implementation that it names."""
+    key, registry = BLOCKS[section]
+    found = {}
+    for name, block in raw.items():
+        where = f"{section}.{name}"
+        if not isinstance(block, dict) or not isinstance(block.get(key), str):
+            raise UserError(f"{where}: write {key}: and one of {', '.join(registry)}, then its parameters")
+        try:
+            implementation = registry[block[key]]
+        except UserError as error:
+            raise UserError(f"{where}.{key} = {block[key]!r}: {error}") from error
+        found[name] = _validated(implementation.Params, block, f"{where}.")
+    return found
+
+
+def _validated(section: type[T], raw: dict[str, Any], prefix: str) -> T:
+    try:
+        return section.model_validate(raw)
     except ValidationError as error:
         # A misspelt key is also a missing one; naming the misspelling helps more.
         errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise UserError(f"{place}: {_one_line(errors[0])}") from error
+        raise UserError(_one_line(errors[0], section, prefix)) from error
 
 
-def _one_line(error: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "params"
+def _one_line(error: ErrorDetails, section: type[Section], prefix: str) -> str:
+    where = prefix + ".".join(str(part) for part in error["loc"]) or "params"
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown parameter{_suggestion(error['loc'])}; remove it or correct its name"
+        known = _known_keys(section, error["loc"][:-1])
+        help_ = did_you_mean(str(error["loc"][-1]), known)
+        return f"{where}: unknown parameter{help_}; remove it or correct its name"
     if error["type"] == "missing":
         return f"{where}: missing parameter; add it (the committed params.yaml shows each)"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{where}: {message}"
+        return f"{where}: {message}".replace(".: ", ": ")
     return f"{where} = {error['input']!r}: {message[0].lower() + message[1:]}; correct the value"
 
 
-def _suggestion(loc: tuple[int | str, ...]) -> str:
-    section: Any = Params
-    for part in loc[:-1]:
-        section = section.model_fields[part].annotation
-    close = difflib.get_close_matches(str(loc[-1]), section.model_fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _known_keys(section: type[Section], loc: tuple[int | str, ...]) -> Mapping[str, Any]:
+    """The parameters of the section, or of a section inside it, at a place."""
+    found: Any = section
+    for part in loc:
+        if isinstance(found, type) and issubclass(found, Section):
+            found = found.model_fields[str(part)].annotation
+        else:
+            found = get_args(found)[-1]  # of a dict: the type of its values
+    return found.model_fields if isinstance(found, type) and issubclass(found, Section) else {}
+
+
+def _require_blocks_that_fit(params: Params) -> None:
+    """Every name that is used is there, and every block is used: what has no effect is not written down."""
+    for name, arm in params.arms.items():
+        known = {REAL: None, **{f"{GENERATED}{block}": None for block in params.generate}}
+        _require_known(f"arms.{name}.images", arm.images, known)
+        _require_known(f"arms.{name}.learner", arm.learner, params.train)
+        if arm.real and arm.only_real:
+            raise UserError(f"arms.{name}.real = True: images are the real ones already; set it to false")
+    for name, block in params.generate.items():
+        if block.input.startswith(LEARNED):
+            known = {f"{LEARNED}{learned}": None for learned in params.invert}
+            _require_known(f"generate.{name}.input", block.input, known)
+    used = {arm.images for arm in params.arms.values()}
+    _require_used("generate", [b for b in params.generate if f"{GENERATED}{b}" not in used], "arm")
+    inputs = {block.input for block in params.generate.values()}
+    _require_used("invert", [b for b in params.invert if f"{LEARNED}{b}" not in inputs], "block of generate")
+    learners = {arm.learner for arm in params.arms.values()}
+    _require_used("train", [b for b in params.train if b not in learners], "arm")
+
+
+def _require_known(where: str, value: str, known: Mapping[str, Any]) -> None:
+    if value not in known:
+        raise UserError(
+            f"{where} = {value!r}: no such{did_you_mean(value, known)}; there are {', '.join(known)}"
+        )
+
+
+def _require_used(section: str, unused: list[str], user: str) -> None:
+    if unused:
+        raise UserError(f"{section}.{unused[0]}: no {user} uses it; remove the block, or use it")

@@ -1,15 +1,7 @@
-"""Write presets into params.yaml, in order; what they do not name stays.
+"""Write presets into params.yaml, in order; what they do not name stays, comments too."""
 
-    python -m dinv.preset stl10 sd14 resnet18
-
-`presets/*.yaml` hold the paper's data sets, model and classifier. Comments in params.yaml survive;
-`git diff params.yaml` shows what changed and `git checkout params.yaml` undoes it.
-"""
-
-import argparse
 import io
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +22,21 @@ def apply_presets(names: Sequence[str], path: Path = Path("params.yaml")) -> Non
     read_yaml(path)
     document = yaml.load(path.read_text())
     for name in names:
-        for section, values in _read(name).items():
-            document.setdefault(section, {}).update(values)
+        _merge(document, _read(name))
     text = io.StringIO()
     yaml.dump(document, text)
     parse_params(YAML(typ="safe").load(text.getvalue()), " + ".join([str(path), *names]))
     with atomic_write(path) as temporary:
         temporary.write_text(text.getvalue())
+
+
+def _merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Set values, those of sections and blocks one by one."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), MutableMapping):
+            _merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def _represent_null(representer: Any, _: None) -> Any:
@@ -49,17 +49,3 @@ def _read(name: str) -> dict[str, Any]:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise UserError(f"{path}: no such preset; there are {known}")
     return read_yaml(path)
-
-
-def main() -> None:
-    """Run as a command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", nargs="+", help="files of presets/ without .yaml")
-    try:
-        apply_presets(parser.parse_args().name)
-    except UserError as error:
-        sys.exit(f"dinv preset: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,130 +3,156 @@
 python -m stages.evaluate
 """
 
-import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from dinv.classify.arms import REAL, Arm, baselines
 from dinv.classify.store import StoredClassifier, load_classifiers
-from dinv.classify.train import predict_proba
-from dinv.errors import UserError
 from dinv.execution.device import resolve_device
 from dinv.execution.params import ExecutionParams
 from dinv.files import atomic_write, write_json
-from dinv.images.image_set import ImageSet, load_image_set
-from dinv.inversion.bank import LossCurves, load_part, loss_curves, part_paths
+from dinv.images.grid import labelled_grid
+from dinv.images.image_set import ImageSet, ImageSetReader, load_image_set
 from dinv.metrics.accuracy import balanced_accuracy, per_class_accuracy, top1_accuracy
 from dinv.metrics.calibration import expected_calibration_error
-from dinv.metrics.params import EvaluateParams
-from dinv.metrics.report import Score, markdown_table, summary
-from dinv.metrics.tables import write_csv
-from dinv.params import ARMS
+from dinv.metrics.report import accuracy_table, summary
+from dinv.metrics.tables import write_csv, write_text
 from stages.runner import run
+from stages.stale import remove_stale
 
-Array = NDArray[np.int64]
+Images = NDArray[np.uint8]
 METRICS = Path("metrics")
-CURVE_POINTS = 40
+CLASSIFIERS, PREVIEWS, CURVES = "data/classifiers", "data/previews", "data/curves"
+GRID_COLUMNS = 10
 
 
-def main(evaluate: EvaluateParams, execution: ExecutionParams) -> None:
+def main(
+    arms: Mapping[str, Arm],
+    invert: Mapping[str, Any],
+    generate: Mapping[str, Any],
+    execution: ExecutionParams,
+) -> None:
+    remove_stale({CLASSIFIERS: arms, PREVIEWS: generate, CURVES: invert})
     device = resolve_device(execution.device)
-    arms = {arm: load_classifiers(Path("data/classifiers") / arm) for arm in ARMS}
-    require_equal_seeds(arms)
-    splits = {s: load_image_set(Path("data/real") / s) for s in ("val", "test")}
-    scored = [
-        score(classifier, arm, split, images, device)
-        for arm, classifiers in arms.items()
-        for classifier in classifiers
-        for split, images in splits.items()
-        if len(images)
-    ]
-    scores = [s for s, _ in scored]
-    on_test = [(s, predicted) for s, predicted in scored if s.split == "test"]
-    curves = loss_curves(map(load_part, part_paths(Path("data/embeddings"))))
-    losses = {"first": round(curves.heldout[0].item(), 5), "last": round(curves.heldout[-1].item(), 5)}
-    write_json(METRICS / "summary.json", {**summary(scores, ARMS), "heldout_loss": losses})
-    write_csv(METRICS / "accuracy.csv", [vars(s) for s in scores])
-    by_class = [row for s, predicted in on_test for row in class_rows(splits["test"], s, predicted)]
-    write_csv(METRICS / "class_accuracy.csv", by_class)
-    first = next(predicted for s, predicted in on_test if s.arm == evaluate.confusion_arm)
-    write_csv(METRICS / "confusion.csv", confusion_rows(splits["test"], first))
-    write_csv(METRICS / "classifier_loss.csv", classifier_curve(arms))
-    write_csv(METRICS / "inversion_loss.csv", inversion_curve(curves))
-    write_csv(METRICS / "inversion_heldout_loss.csv", heldout_curve(curves))
-    shutil.copyfile("data/grid.png", METRICS / "grid.png")
-    table = markdown_table(scores, ARMS, {arm: cs[0].num_images for arm, cs in arms.items()})
-    with atomic_write(METRICS / "table.md") as temporary:
-        temporary.write_text(table)
+    trained = {arm: load_classifiers(Path(CLASSIFIERS) / arm) for arm in arms}
+    results = evaluate(trained, device)
+    learned = learned_losses(invert)
+    scores = results["scores"]
+    numbers = {**summary(scores, baselines(arms)), "heldout_loss": heldout_losses(learned)}
+    write_json(METRICS / "summary.json", numbers)
+    write_csv(METRICS / "accuracy.csv", scores)
+    write_csv(METRICS / "class_accuracy.csv", results["classes"])
+    write_csv(METRICS / "confusion.csv", results["confusion"])
+    write_csv(METRICS / "classifier_loss.csv", classifier_losses(trained))
+    write_csv(METRICS / "learned_loss.csv", learned)
+    with atomic_write(METRICS / "grid.png") as temporary:
+        labelled_grid(grid_rows(generate)).save(temporary, format="PNG")
+    num_images = {arm: stored[0].num_images for arm, stored in trained.items()}
+    table = accuracy_table(scores, baselines(arms), num_images)
+    write_text(METRICS / "table.md", table)
     print(f"\n{table}\nPictures: metrics/grid.png, and dvc plots show")
 
 
-def require_equal_seeds(arms: dict[str, list[StoredClassifier]]) -> None:
-    seeds = {arm: sorted(c.seed for c in classifiers) for arm, classifiers in arms.items()}
-    for arm, found in seeds.items():
-        if found != seeds["real"]:
-            raise UserError(
-                f"data/classifiers/{arm}: seeds {found}, but real has {seeds['real']}; run dvc repro"
-            )
+def evaluate(
+    trained: Mapping[str, Sequence[StoredClassifier]], device: torch.device
+) -> dict[str, pd.DataFrame]:
+    """Scores of every classifier on every split; on test also its classes, and confusion for first seeds."""
+    splits = {split: load_image_set(Path("data/real") / split) for split in ("val", "test")}
+    scores: list[dict[str, Any]] = []
+    classes: list[pd.DataFrame] = []
+    confusion: list[pd.DataFrame] = []
+    for arm, stored in ((arm, stored) for arm, of_arm in trained.items() for stored in of_arm):
+        for split, images in splits.items():
+            if len(images) == 0:
+                continue
+            probabilities = stored.predict_proba(images.tensor(), device)
+            scores.append({"arm": arm, "seed": stored.seed, "split": split, **score(images, probabilities)})
+            if split == "test":
+                classes.append(class_table(images, probabilities, arm, stored.seed))
+            if split == "test" and stored is trained[arm][0]:
+                confusion.append(confusion_table(images, probabilities, arm))
+    return {
+        "scores": pd.DataFrame(scores),
+        "classes": pd.concat(classes),
+        "confusion": pd.concat(confusion),
+    }
 
 
-def score(
-    stored: StoredClassifier, arm: str, split: str, images: ImageSet, device: torch.device
-) -> tuple[Score, Array]:
-    """A classifier's score on a split, and the classes that it predicts."""
-    probabilities = predict_proba(stored.classifier.to(device), images.tensor().to(device)).cpu().numpy()
+def score(images: ImageSet, probabilities: NDArray[np.float32]) -> dict[str, float]:
+    """Three numbers in percent."""
     predicted = probabilities.argmax(1)
-    numbers = (
-        top1_accuracy(images.labels, predicted),
-        balanced_accuracy(images.labels, predicted),
-        expected_calibration_error(images.labels, probabilities),
-    )
-    return Score(arm, stored.seed, split, *(round(n, 4) for n in numbers)), predicted
+    found = {
+        "top1_accuracy": top1_accuracy(images.labels, predicted),
+        "balanced_accuracy": balanced_accuracy(images.labels, predicted),
+        "expected_calibration_error": expected_calibration_error(images.labels, probabilities),
+    }
+    return {name: round(value, 4) for name, value in found.items()}
 
 
-def class_rows(images: ImageSet, score: Score, predicted: Array) -> list[dict[str, Any]]:
+def class_table(images: ImageSet, probabilities: NDArray[np.float32], arm: str, seed: int) -> pd.DataFrame:
     """Test accuracy of every class that has images."""
-    accuracy = per_class_accuracy(images.labels, predicted)
-    return [
-        {"arm": score.arm, "seed": score.seed, "class": images.class_names[k], "accuracy": round(a, 4)}
-        for k, a in accuracy.items()
+    accuracy = per_class_accuracy(images.labels, probabilities.argmax(1))
+    names = [images.class_names[k] for k in accuracy]
+    values = [round(value, 4) for value in accuracy.values()]
+    return pd.DataFrame({"arm": arm, "seed": seed, "class": names, "accuracy": values})
+
+
+def confusion_table(images: ImageSet, probabilities: NDArray[np.float32], arm: str) -> pd.DataFrame:
+    """How many images of each class are taken for each, pairs that occur, in order of class."""
+    pairs = pd.DataFrame({"actual": images.labels, "predicted": probabilities.argmax(1)})
+    counts = pairs.value_counts(sort=False).sort_index().reset_index(name="count")
+    names = np.asarray(images.class_names, dtype=object)
+    named = counts.assign(actual=names[counts["actual"]], predicted=names[counts["predicted"]])
+    return named.assign(arm=arm)[["arm", "actual", "predicted", "count"]]
+
+
+def classifier_losses(trained: Mapping[str, Sequence[StoredClassifier]]) -> pd.DataFrame:
+    """Training loss of every arm, mean over seeds; learners without a curve have no rows."""
+    points = [
+        {"step": step, "arm": arm, "loss": loss}
+        for arm, of_arm in trained.items()
+        for stored in of_arm
+        for step, loss in stored.curve
     ]
+    table = pd.DataFrame(points, columns=["step", "arm", "loss"])
+    mean = table.groupby(["step", "arm"], sort=False)["loss"].mean().round(5)
+    return mean.reset_index()
 
 
-def confusion_rows(images: ImageSet, predicted: Array) -> list[dict[str, str]]:
-    names = images.class_names
-    pairs = zip(images.labels, predicted, strict=True)
-    return [{"actual": names[a], "predicted": names[int(p)]} for a, p in pairs]
+def learned_losses(names: Iterable[str]) -> pd.DataFrame:
+    """Denoising losses of everything that was learned: learned, kind (training or heldout), step, loss."""
+    empty = pd.DataFrame(columns=["learned", "kind", "step", "loss"])
+    curves = [pd.read_csv(Path(CURVES) / f"{name}.csv").assign(learned=name) for name in names]
+    return pd.concat(curves or [empty])[list(empty.columns)]
 
 
-def classifier_curve(arms: dict[str, list[StoredClassifier]]) -> list[dict[str, Any]]:
-    """Training loss of every arm, mean over seeds."""
-    mean = {arm: np.mean([[y for _, y in c.curve] for c in cs], 0) for arm, cs in arms.items()}
-    steps = [step for step, _ in arms["real"][0].curve]
-    return [
-        {"step": step, **{arm: round(float(mean[arm][i]), 5) for arm in arms}} for i, step in enumerate(steps)
-    ]
+def heldout_losses(learned: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The first and the last loss on fixed draws that are never trained on."""
+    heldout = learned[learned["kind"] == "heldout"]
+    return {
+        str(name): {"first": round(rows["loss"].iloc[0], 5), "last": round(rows["loss"].iloc[-1], 5)}
+        for name, rows in heldout.groupby("learned", sort=False)
+    }
 
 
-def inversion_curve(curves: LossCurves) -> list[dict[str, Any]]:
-    """Training loss, mean over images and over intervals of visits."""
-    losses = curves.train
-    interval = max(1, len(losses) // CURVE_POINTS)
-    ends = range(interval, len(losses) + 1, interval)
-    return [
-        {"visit": end, "denoising_loss": round(losses[end - interval : end].mean().item(), 6)} for end in ends
-    ]
-
-
-def heldout_curve(curves: LossCurves) -> list[dict[str, Any]]:
-    """Loss on fixed draws never trained on, mean over images."""
-    return [
-        {"visit": int(visit), "heldout_denoising_loss": round(loss.item(), 6)}
-        for visit, loss in zip(curves.heldout_visits, curves.heldout, strict=True)
-    ]
+def grid_rows(names: Iterable[str]) -> list[tuple[str, Images]]:
+    """The first real image of each class, then the preview rows of every image set that was made."""
+    real = ImageSetReader(Path(REAL))
+    firsts = [int(np.flatnonzero(real.labels == k)[0]) for k in np.unique(real.labels)][:GRID_COLUMNS]
+    rows = [("real", real.take(firsts).images)]
+    for name in names:
+        preview = load_image_set(Path(PREVIEWS) / name)
+        labels = np.asarray(preview.provenance["row"], dtype=object)
+        order = np.argsort(preview.labels, kind="stable")
+        for label in dict.fromkeys(labels):
+            rows.append((str(label), preview.images[[i for i in order if labels[i] == label]]))
+    return rows
 
 
 if __name__ == "__main__":

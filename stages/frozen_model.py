@@ -16,32 +16,41 @@ RECORD = Path("data/model.json")
 
 
 class FrozenModel:
-    """The model of params.yaml, checked against the record and loaded when it is needed.
-
-    Raises:
-        UserError: the files are not those that the download stage saw.
-    """
+    """The model of params.yaml: found and checked against the record, and loaded, when it is needed."""
 
     def __init__(self, params: ModelParams, execution: ExecutionParams):
         self.params, self.execution = params, execution
-        self.folder = fetch_model(params, local_files_only=True)
-        self.digest = model_digest(self.folder)
-        if self.digest != read_json(RECORD)["sha256"]:
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model's files are, on this machine."""
+        return fetch_model(self.params, local_files_only=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the model's files; raises UserError if they are not those that download saw."""
+        digest = model_digest(self.folder)
+        if digest != read_json(RECORD)["sha256"]:
             raise UserError(
-                f"model.path = {params.path!r}: its files changed since the download stage recorded "
+                f"model.path = {self.params.path!r}: its files changed since the download stage recorded "
                 "them; run dvc repro --force download, then dvc repro"
             )
+        return digest
 
     @cached_property
     def loaded(self) -> LatentDiffusion:
         """The model in this process."""
         return load(self.folder, self.params, self.execution.device)
 
+    def open(self) -> LatentDiffusion:
+        """The model in this process, loaded once."""
+        return self.loaded
+
     @property
     def opener(self) -> Callable[[], LatentDiffusion]:
         """What a worker calls to have the model: this process's own, or loaded where it runs."""
         if self.execution.backend == "local":
-            return lambda: self.loaded
+            return self.open
         return partial(load, self.folder.resolve(), self.params, self.execution.device)
 
 

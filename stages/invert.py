@@ -1,49 +1,32 @@
-"""Learn an embedding for every training image.
+"""Learn what a strategy needs: one block of `invert`, such as an embedding for every training image.
 
-python -m stages.invert
+python -m stages.invert embeddings
 """
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+
+import pandas as pd
+from dinv.execution.code import code_digest
 
 from dinv.diffusion.params import ModelParams
 from dinv.execution.params import ExecutionParams
-from dinv.execution.parts import PartStore, Plan
-from dinv.execution.run import run_parts
+from dinv.files import atomic_write
 from dinv.images.image_set import ImageSetReader
-from dinv.inversion.bank import EMBEDDINGS, bank_statistics, load_part, part_paths, save_statistics
-from dinv.inversion.params import InvertParams
-from dinv.inversion.worker import InvertTask, InvertWorker
+from dinv.inversion.base import MethodParams, Place
+from dinv.inversion.registry import METHODS
 from stages.frozen_model import FrozenModel
-from stages.runner import run
-
-PART_SIZE = 100  # images; a constant of the format, not a setting
-OUTPUT = Path("data/embeddings")
+from stages.runner import block_argument, chosen, run
 
 
-def main(model: ModelParams, invert: InvertParams, execution: ExecutionParams, code_digest: str) -> None:
-    images = ImageSetReader(Path("data/real/train"))
+def main(block: str, model: ModelParams, invert: dict[str, MethodParams], execution: ExecutionParams) -> None:
+    params = chosen(invert, block, "invert")
     frozen = FrozenModel(model, execution)
-    key = [code_digest, frozen.digest, model.dtype, model.resolution, invert.model_dump()]
-    worker = partial(InvertWorker, frozen.opener, invert, execution.micro_batch)
-    plan = make_plan(images, key, invert.num_visits)
-    run_parts(plan, PartStore("invert"), EMBEDDINGS, worker, execution, OUTPUT)
-    statistics = bank_statistics(map(load_part, part_paths(OUTPUT)), len(images.class_names))
-    save_statistics(statistics, OUTPUT / "statistics.safetensors")
-
-
-def make_plan(images: ImageSetReader, key: list[object], num_visits: int) -> Plan:
-    """One embedding per image; its digest covers the image's pixels, label and id."""
-
-    def digests(rows: Sequence[int]) -> list[str]:
-        return images.take(rows).digests(key)
-
-    def task(rows: Sequence[int]) -> InvertTask:
-        return InvertTask.of(images.take(rows))
-
-    return Plan("invert part", len(images), PART_SIZE, digests, task, "visit", num_visits)
+    key = [code_digest(METHODS.module(params.method)), frozen.digest, model.dtype, model.resolution]
+    real, place = ImageSetReader(Path("data/real/train_model")), Place(frozen.opener, key, execution)
+    curve = METHODS[params.method].learn(params, real, place, Path("data/learned") / block)
+    with atomic_write(Path(f"data/curves/{block}.csv")) as temporary:
+        pd.DataFrame(curve).to_csv(temporary, index=False)
 
 
 if __name__ == "__main__":
-    run("invert", main)
+    run("invert", main, block=block_argument(__doc__))

@@ -1,134 +1,109 @@
-"""Compare generated with real images by the features of named networks, and write metrics/.
+"""Compare generated with real images by the features of one network, and write metrics/image_sets/.
 
-python -m stages.measure
+python -m stages.measure fashion
 """
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from dinv.classify.arms import REAL as REAL_IMAGES
+from dinv.classify.arms import Arm, image_sets
+from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
-from dinv.execution.parts import PartStore, Plan
-from dinv.execution.run import run_parts
-from dinv.features.extractors import locate, location_digest
-from dinv.features.worker import FEATURES, FeatureWorker, load_features
-from dinv.files import atomic_write, write_json
+from dinv.features.cache import Extraction, extract
+from dinv.files import write_json
 from dinv.images.image_set import ImageSetReader
-from dinv.metrics.image_sets import Measurement, choose, distances_table, distribution_distances, memorisation
+from dinv.metrics.image_sets import COLUMNS, REAL, UNSEEN, choose, distances_table, image_set_numbers
 from dinv.metrics.params import MeasureParams
-from dinv.metrics.tables import write_csv
-from stages.runner import run
+from dinv.metrics.tables import write_csv, write_text
+from stages.runner import block_argument, chosen, run
+from stages.stale import remove_stale
 
 Array = NDArray[Any]
-METRICS = Path("metrics")
-OUTPUT = Path("data/features")
-PART_SIZE = 200  # images
-# unseen: test images that are not in the reference, so what real images score.
-SETS = {
-    "real": "data/real/train",
-    "reconstruction": "data/reconstructions",
-    "synthetic": "data/generated",
-    "unseen": "data/real/test",
-}
+METRICS = Path("metrics/image_sets")
+TEST_IMAGES = "data/real/test"
+TEST = "test"
 
 
-def main(measure: MeasureParams, execution: ExecutionParams, code_digest: str) -> None:
-    images = {name: ImageSetReader(Path(folder)) for name, folder in SETS.items()}
-    available = {name: len(reader) for name, reader in images.items()}
+def main(block: str, measure: MeasureParams, arms: Mapping[str, Arm], execution: ExecutionParams) -> None:
+    network = chosen(measure.features, block, "measure.features")
+    remove_stale({"data/generated": image_sets(arms)})
+    readers = {name: ImageSetReader(Path(folder)) for name, folder in compared(arms).items()}
+    available = {name: len(reader) for name, reader in readers.items()}
     sizes = sizes_to_compare(available, measure)
+    output = Path("data/features") / block
     if not sizes:
         print(
             f"not measured: {available}, test images counting half, are too few images for "
             f"measure.num_neighbors = {measure.num_neighbors}; the tables stay empty",
             flush=True,
         )
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        return write([])
-    chosen = choose_images(available, sizes[-1], measure.seed)
-    rows: list[Measurement] = []
-    for network, place in measure.features.items():
-        location = locate(network, place)
-        features = {}
-        for name, indices in chosen.items():
-            reader = images["unseen" if name == "reference" else name]
-            key: list[object] = [code_digest, network, location_digest(location)]
-            worker = partial(FeatureWorker, network, location, execution)
-            folder = OUTPUT / network / name
-            plan = extraction_plan(f"{network} features, {name}", reader, indices, key)
-            run_parts(plan, PartStore("features"), FEATURES, worker, execution, folder)
-            features[name] = load_features(folder)
-        rows += compare(network, features, sizes, measure)
-    write(rows)
+        output.mkdir(parents=True, exist_ok=True)
+        return write(block, pd.DataFrame(columns=COLUMNS))
+    extraction = Extraction.of(network)
+    features = {
+        name: extract(readers[name], rows, extraction, execution, output / name)
+        for name, rows in choose_images(available, measure).items()
+    }
+    test = features.pop(TEST)
+    numbers = image_set_numbers(
+        block, features, test, sizes, measure.num_neighbors, measure.num_draws, measure.seed
+    )
+    write(block, numbers)
 
 
-def sizes_to_compare(available: dict[str, int], measure: MeasureParams) -> list[int]:
-    """Numbers of images at which all sets are compared, ascending, those with enough neighbours.
+def compared(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Name -> folder of what is compared: real images, and the generated ones that arms learn from."""
+    made = image_sets(arms)
+    for name in (REAL, TEST, UNSEEN):
+        if name in made:
+            raise UserError(f"generate.{name}: {name} means real images in the tables; rename the block")
+    return {REAL: REAL_IMAGES, **made, TEST: TEST_IMAGES}
 
-    The larger one is that of the smallest of test halves and generated images, the smaller one that
-    of the training images, which are few.
+
+def sizes_to_compare(available: Mapping[str, int], measure: MeasureParams) -> list[int]:
+    """Numbers of images at which sets are compared, ascending: that of every set, as far as test images go.
+
+    Half of the test images are the reference. Sizes with too few neighbours are left out.
     """
-    largest = min(measure.num_images, available["unseen"] // 2, available["synthetic"])
-    sizes = sorted({min(available["real"], largest), largest})
+    largest = min(measure.num_images, available[TEST] // 2)
+    sizes = sorted({min(n, largest) for name, n in available.items() if name != TEST})
     return [size for size in sizes if size > measure.num_neighbors]
 
 
-def choose_images(available: dict[str, int], size: int, seed: int) -> dict[str, Array]:
-    """At most `size` rows of every set, the test split in two disjoint halves."""
-    rows = {
-        name: choose(n, size, np.random.default_rng([seed, i]))
+def choose_images(available: Mapping[str, int], measure: MeasureParams) -> dict[str, Array]:
+    """Rows of every set whose features are extracted, ascending.
+
+    At most measure.num_images, and of test images four times as many: they are divided anew in every draw.
+    """
+    return {
+        name: choose(
+            n, measure.num_images * (4 if name == TEST else 1), np.random.default_rng([measure.seed, i])
+        )
         for i, (name, n) in enumerate(available.items())
-        if name != "unseen"
     }
-    half = available["unseen"] // 2
-    both = np.random.default_rng([seed, len(rows)]).permutation(available["unseen"])
-    return rows | {"unseen": np.sort(both[:size]), "reference": np.sort(both[half : half + size])}
 
 
-def extraction_plan(name: str, reader: ImageSetReader, chosen: Array, key: list[object]) -> Plan:
-    """The features of the chosen images."""
-
-    def digests(rows: Sequence[int]) -> list[str]:
-        return reader.take(chosen[list(rows)].tolist()).digests(key)
-
-    def task(rows: Sequence[int]) -> Array:
-        return reader.take(chosen[list(rows)].tolist()).images
-
-    return Plan(name, len(chosen), PART_SIZE, digests, task)
-
-
-def compare(
-    network: str, features: dict[str, Array], sizes: Sequence[int], measure: MeasureParams
-) -> list[Measurement]:
-    """Every set against the reference half of the test split, and its nearest neighbours."""
-    reference = features.pop("reference")
-    distances = distribution_distances(
-        network, features, reference, sizes, measure.num_neighbors, measure.seed
-    )
-    made = {name: x for name, x in features.items() if name != "real"}
-    return distances + memorisation(network, made, features["real"], reference, measure.seed)
-
-
-def write(rows: list[Measurement]) -> None:
-    """image_sets.csv has every number, image_sets.json the generated images' for `dvc metrics`."""
-    rows = [replace(row, value=round(row.value, 6)) for row in rows]
-    columns = [field.name for field in fields(Measurement)]
-    write_csv(METRICS / "image_sets.csv", [vars(row) for row in rows], columns)
-    largest = max((row.num_images for row in rows if row.images == "synthetic"), default=0)
-    summary: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row.images == "synthetic" and row.num_images == largest:
-            summary.setdefault(row.features, {})[row.metric] = row.value
-    write_json(METRICS / "image_sets.json", {"synthetic": summary})
-    table = distances_table(rows)
-    with atomic_write(METRICS / "image_sets.md") as temporary:
-        temporary.write_text(table)
+def write(block: str, numbers: pd.DataFrame) -> None:
+    """All numbers as CSV; those of generated images at their largest size as JSON, for `dvc metrics`."""
+    write_csv(METRICS / f"{block}.csv", numbers)
+    made = numbers[~numbers["images"].isin([REAL, UNSEEN])]
+    sizes = made.groupby(["images", "metric"])["num_images"]
+    largest = made[made["num_images"] == sizes.transform("max")]
+    summary = {
+        str(images): dict(zip(rows["metric"], rows["value"], strict=True))
+        for images, rows in largest.groupby("images", sort=False)
+    }
+    write_json(METRICS / f"{block}.json", summary)
+    table = distances_table(numbers)
+    write_text(METRICS / f"{block}.md", table)
     print(f"\n{table}")
 
 
 if __name__ == "__main__":
-    run("measure", main)
+    run("measure", main, block=block_argument(__doc__))

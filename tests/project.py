@@ -8,24 +8,33 @@ import sys
 from pathlib import Path
 
 import tiny
+from ruamel.yaml import YAML
 
-COPIED = ("dinv", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore")
+COPIED = ("dinv", "stages", "models/pretrained", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore")
 SMALL = {
     "data.root": "tinydata",
     "data.resolution": 16,
     "data.num_per_class": 3,
     "data.num_val_per_class": 2,
     "model.resolution": 16,
-    "invert.num_visits": 5,
-    "generate.num_images_per_embedding": 2,
-    "generate.num_inference_steps": 3,
-    "train.num_steps": 20,
-    "train.warmup_steps": 2,
-    "train.width": 8,
-    "train.seeds": [0, 1],
+    "invert.embeddings.num_visits": 5,
+    "generate.inversion.num_images_per_embedding": 2,
+    "generate.inversion.num_inference_steps": 3,
+    "train.cnn.num_steps": 20,
+    "train.cnn.warmup_steps": 2,
+    "train.cnn.seeds": [0, 1],
 }
-ARMS = ("real", "reconstruction", "synthetic", "mixed")
-STAGES = {"download", "invert", "generate", "measure", "evaluate", *(f"train@{arm}" for arm in ARMS)}
+ARMS = list(tiny.PARAMS.arms)
+INVERT, GENERATE, MEASURE, TRAIN = (
+    {f"{stage}@{name}" for name in names}
+    for stage, names in (
+        ("invert", tiny.PARAMS.invert),
+        ("generate", tiny.PARAMS.generate),
+        ("measure", tiny.PARAMS.measure.features),
+        ("train", ARMS),
+    )
+)
+STAGES = {"download", *INVERT, *GENERATE, *MEASURE, *TRAIN, "evaluate"}
 
 
 class Project:
@@ -44,8 +53,10 @@ class Project:
     def dvc(self, *args: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "dvc", *args, ok=ok)
 
-    def stage(self, name: str, *args: str, ok: bool = False) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", f"stages.{name}", *args, ok=ok)
+    def stage(
+        self, name: str, *args: str, ok: bool = False, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", f"stages.{name}", *args, ok=ok, **env)
 
     def repro(self, *args: str) -> set[str]:
         """Run `dvc repro`; return the stages that ran."""
@@ -53,12 +64,19 @@ class Project:
         return set(re.findall(r"^Running stage '(.+)':", out, re.M))
 
     def set(self, **params: object) -> None:
-        """Change parameters, written section__key=value."""
-        path = self.root / "params.yaml"
-        text = path.read_text()
+        """Change parameters, written section__block__key=value; comments stay."""
+        yaml, path = YAML(), self.root / "params.yaml"
+        yaml.width = 200
+        document = yaml.load(path.read_text())
         for name, value in params.items():
-            text = replace_param(text, name.replace("__", "."), value)
-        path.write_text(text)
+            *sections, key = name.split("__")
+            place = document
+            for section in sections:
+                place = place[section]
+            assert key in place, name
+            place[key] = value
+        with path.open("w") as file:
+            yaml.dump(document, file)
 
     def copy(self, root: Path) -> "Project":
         shutil.copytree(self.root, root, symlinks=True)
@@ -88,23 +106,15 @@ class Project:
         }
 
 
-def replace_param(text: str, name: str, value: object) -> str:
-    """Replace one value in the text of params.yaml; exactly one must match."""
-    section, key = name.split(".")
-    pattern = rf"(^{section}:\n(?:[ #].*\n|\n)*?  {key}: )([^\n#]*?)( *(?:#[^\n]*)?)$"
-    written = "null" if value is None else str(value)
-    text, count = re.subn(pattern, lambda m: f"{m[1]}{written}{m[3] or ' '}", text, flags=re.M)
-    assert count == 1, (name, count)
-    return text
-
-
 def create(root: Path) -> Project:
     """A committed project that has not run yet."""
     root.mkdir(parents=True)
     for name in COPIED:
         source = tiny.ROOT / name
         if source.is_dir():
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                source, root / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(source, root / name)
     tiny.save_tiny_model(root / "models/fashion-ldm", num_channels=1, text=False)

@@ -1,7 +1,5 @@
 """Classifiers, augmentation, the training loop and the metrics."""
 
-import math
-
 import numpy as np
 import pytest
 import tiny
@@ -10,55 +8,64 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.metrics import balanced_accuracy_score
 from torchvision import models as torchvision_models
 
 from dinv.classify.architectures import ARCHITECTURES, create_classifier, load_pretrained
+from dinv.classify.arms import Arm, baseline_of
 from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
-from dinv.classify.confidence import keep_confident, label_confidence
-from dinv.classify.params import FIXED_WIDTHS
-from dinv.classify.store import load_classifier, load_classifiers, save_classifier
-from dinv.classify.train import (
-    LabelledImages,
+from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.cnn import (
+    Cnn,
     batch_sizes,
     index_stream,
     learning_rate,
     make_batches,
     pixel_statistics,
-    predict_proba,
-    train_classifier,
+    smoothed,
     weighted_cross_entropy,
 )
+from dinv.classify.confidence import confident_rows, label_confidence
+from dinv.classify.store import StoredClassifier, load_classifier, load_classifiers, save_classifier
 from dinv.errors import UserError
-from dinv.images.image_set import ImageSet
-from dinv.metrics.accuracy import (
-    balanced_accuracy,
-    difference,
-    per_class_accuracy,
-    summarize,
-    top1_accuracy,
-)
-from dinv.metrics.report import Score, markdown_table, summary
+
+CPU = torch.device("cpu")
+
+
+def one_hot(labels, num_classes=3):
+    return torch.nn.functional.one_hot(labels, num_classes).float()
 
 
 def easy_images(n=60, side=16, channels=1, seed=0):
     """Three classes told apart by brightness."""
     labels = torch.arange(n) % 3
     noise = torch.from_numpy(tiny.random_images(n, side, channels, seed)).permute(0, 3, 1, 2) // 5
-    return LabelledImages((noise + 90 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+    return LabelledImages((noise + 90 * labels.view(-1, 1, 1, 1)).to(torch.uint8), one_hot(labels))
+
+
+def labels_of(images):
+    return images.targets.argmax(1)
 
 
 def fit(sources=None, seed=0, **update):
     sources = sources or [easy_images()]
-    statistics = pixel_statistics(sources[0].images)
-    return train_classifier(sources, 3, statistics, tiny.train_params(**update), seed)
+    params = tiny.train_params(**update)
+    fitted = Cnn.fit(TrainingSet(sources, sources[0]), params, seed, CPU, lambda n: None)
+    return StoredClassifier("cnn", fitted, seed, sum(map(len, sources)))
+
+
+def weights(classifier):
+    return classifier.fitted.tensors
+
+
+def accuracy(classifier, images, labels):
+    return (classifier.predict_proba(images, CPU).argmax(1) == labels.numpy()).mean()
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3), (96, 3), (256, 3)])
 def test_architectures_take_small_images(name, side, channels):
     one = torch.ones(channels)
-    classifier = create_classifier(name, channels, 7, FIXED_WIDTHS.get(name, 64), side, one, one).eval()
+    classifier = create_classifier(name, channels, 7, side, one, one).eval()
     images = torch.from_numpy(tiny.random_images(2, side, channels)).permute(0, 3, 1, 2)
     assert classifier(images).shape == (2, 7)
 
@@ -74,26 +81,25 @@ PUBLISHED_SIZES = {  # parameters with ten classes; the first two as in the CIFA
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED_SIZES))
 def test_architectures_are_the_published_ones(name):
-    classifier = create_classifier(name, 3, 10, FIXED_WIDTHS[name], 32, torch.zeros(3), torch.ones(3))
+    classifier = create_classifier(name, 3, 10, 32, torch.zeros(3), torch.ones(3))
     assert sum(p.numel() for p in classifier.parameters()) == PUBLISHED_SIZES[name]
 
 
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"convnet3"}))
 def test_every_architecture_is_reproducible_and_survives_a_file(name, tmp_path):
     """EfficientNet drops activations and whole blocks at random: that too follows from the seed."""
-    update = {"architecture": name, "width": FIXED_WIDTHS[name], "num_steps": 3, "batch_size": 4}
+    update = {"architecture": name, "num_steps": 3, "batch_size": 4}
     first, second = (fit(**update) for _ in range(2))
-    for key, value in first.classifier.state_dict().items():
-        assert torch.equal(value, second.classifier.state_dict()[key]), key
-    save_classifier(first, tiny.train_params(**update), 0, 60, tmp_path / "c.safetensors")
-    loaded = load_classifier(tmp_path / "c.safetensors").classifier
-    images = easy_images().images[:4]
-    assert torch.allclose(loaded(images), first.classifier(images))
+    for key, value in weights(first).items():
+        assert torch.equal(value, weights(second)[key]), key
+    save_classifier(first, tmp_path / "c.safetensors")
+    loaded, images = load_classifier(tmp_path / "c.safetensors"), easy_images().images[:4]
+    assert np.allclose(loaded.predict_proba(images, CPU), first.predict_proba(images, CPU))
 
 
 @pytest.mark.parametrize(("image_size", "side"), [(32, 32), (64, 64), (96, 48), (256, 64)])
 def test_resnet18_stem_follows_the_image_size(image_size, side):
-    body = create_classifier("resnet18", 3, 10, 64, image_size, torch.zeros(3), torch.ones(3)).body.eval()
+    body = create_classifier("resnet18", 3, 10, image_size, torch.zeros(3), torch.ones(3)).body.eval()
     stem = torch.nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
     assert stem(torch.zeros(1, 3, image_size, image_size)).shape == (1, 64, side, side)
 
@@ -101,7 +107,7 @@ def test_resnet18_stem_follows_the_image_size(image_size, side):
 def test_training_learns_an_easy_task_and_reports_a_falling_loss():
     result = fit(num_steps=60)
     test = easy_images(seed=1)
-    assert (predict_proba(result.classifier, test.images).argmax(1) == test.labels).float().mean() > 0.95
+    assert accuracy(result, test.images, labels_of(test)) > 0.95
     assert result.curve[-1][1] < result.curve[0][1] and result.curve[-1][0] == 60
 
 
@@ -109,8 +115,8 @@ def test_same_seed_same_bits_other_seed_other_weights_and_global_rng_is_untouche
     state = torch.get_rng_state()
     a, b, c = fit(), fit(), fit(seed=1)
     assert torch.equal(state, torch.get_rng_state())
-    weights = [torch.cat([p.flatten() for p in r.classifier.parameters()]) for r in (a, b, c)]
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    first = [weights(r)["body.0.weight"] for r in (a, b, c)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
 def test_mixed_batches_hold_the_asked_share():
@@ -121,20 +127,20 @@ def test_mixed_batches_hold_the_asked_share():
 
 def test_mixed_arm_learns_from_both_sources():
     real, synthetic = easy_images(), easy_images()
-    only_last = synthetic.labels == 2
+    only_last = labels_of(synthetic) == 2
     sources = [
-        LabelledImages(real.images[~only_last], real.labels[~only_last]),
-        LabelledImages(synthetic.images[only_last], synthetic.labels[only_last]),
+        LabelledImages(real.images[~only_last], real.targets[~only_last]),
+        LabelledImages(synthetic.images[only_last], synthetic.targets[only_last]),
     ]
     result = fit(sources, num_steps=60)
     test = easy_images(seed=1)
-    assert (predict_proba(result.classifier, test.images).argmax(1) == test.labels).float().mean() > 0.9
+    assert accuracy(result, test.images, labels_of(test)) > 0.9
 
 
 def numbered(n, offset, **fields):
     """Images whose pixels are their number."""
     values = (torch.arange(n) + offset).to(torch.uint8).view(-1, 1, 1, 1)
-    return LabelledImages(values.expand(-1, 1, 8, 8).contiguous(), torch.arange(n) % 3, **fields)
+    return LabelledImages(values.expand(-1, 1, 8, 8).contiguous(), one_hot(torch.arange(n) % 3), **fields)
 
 
 def batches_of(sources, count, **update):
@@ -146,11 +152,11 @@ def test_replacing_puts_an_image_generated_from_it_in_a_real_images_place():
     """Row i of ten has generated images 100 + i and 110 + i; row 9 has none and always stays."""
     origins = torch.tensor([i % 10 for i in range(20) if i % 10 < 9])
     values = torch.tensor([100 + i for i in range(20) if i % 10 < 9], dtype=torch.uint8)
-    synthetic = LabelledImages(values.view(-1, 1, 1, 1).expand(-1, 1, 8, 8), origins % 3, origins)
+    synthetic = LabelledImages(values.view(-1, 1, 1, 1).expand(-1, 1, 8, 8), one_hot(origins % 3), origins)
     sources = [numbered(10, 0), synthetic]
     batches = batches_of(sources, 300, mixing="replace", real_fraction=0.25, batch_size=10)
     shown = torch.stack([b.images[:, 0, 0, 0] for b in batches]).long()
-    labels = torch.stack([b.labels for b in batches])
+    labels = torch.stack([b.targets.argmax(1) for b in batches])
     assert torch.equal(labels, shown % 10 % 3), "a replacement has its origin's label"
     assert torch.equal((shown % 10).sort(1).values, torch.arange(10).expand(300, -1))
     share = (shown < 100).float()
@@ -162,59 +168,105 @@ def test_replacing_puts_an_image_generated_from_it_in_a_real_images_place():
 
 def test_batches_carry_the_weights_of_their_sources():
     (plain,) = batches_of([numbered(6, 0), numbered(6, 100)], 1)
-    assert plain.weights is None
-    sources = [numbered(6, 0), numbered(6, 100, origins=torch.arange(6), weight=0.25)]
+    assert torch.equal(plain.targets.sum(1), torch.ones(8))
+    sources = [numbered(6, 0), numbered(6, 100, origins=torch.arange(6))]
     for mixing in ("batch", "replace"):
-        for batch in batches_of(sources, 5, mixing=mixing):
+        for batch in batches_of(sources, 5, mixing=mixing, synthetic_loss_weight=0.25):
             generated = batch.images[:, 0, 0, 0] >= 100
-            assert torch.equal(batch.weights, torch.where(generated, 0.25, 1.0))
+            assert torch.equal(batch.targets.sum(1), torch.where(generated, 0.25, 1.0))
+
+
+def test_mixed_batches_are_shuffled_so_that_mixup_crosses_sources():
+    """MixUp pairs neighbours; of 64 images in two blocks only two pairs would cross."""
+    sources = [numbered(100, 0), numbered(100, 100, origins=torch.arange(100))]
+    crossing = []
+    for batch in batches_of(sources, 50, batch_size=64, real_fraction=0.5):
+        generated = batch.images[:, 0, 0, 0] >= 100
+        assert generated.sum() == 32
+        crossing.append((generated != generated.roll(1)).float().mean().item())
+    assert abs(np.mean(crossing) - 32 / 63) < 0.05
+
+
+def test_mixing_mixes_loss_weights_with_the_labels():
+    images = torch.tensor([0, 200], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    targets = torch.tensor([[1.0, 0.0], [0.0, 0.25]])
+    mixed, weighted = mix(images, targets, mixup_alpha=1.0, cutmix_alpha=0.0)
+    share = mixed[:, 0, 0, 0] / 200  # of the second image
+    expected = torch.stack([1 - share, 0.25 * share], 1)
+    torch.testing.assert_close(weighted, expected)
 
 
 def test_weighted_loss_is_that_of_repeated_images():
     logits, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    weights = torch.tensor([1.0, 2.0, 3.0])
+    targets = torch.tensor([1.0, 2.0, 3.0])[:, None] * one_hot(labels, 4)
     rows = torch.tensor([0, 1, 1, 2, 2, 2])
     repeated = torch.nn.functional.cross_entropy(logits[rows], labels[rows], label_smoothing=0.1)
-    assert weighted_cross_entropy(logits, labels, weights, 0.1) == pytest.approx(repeated.item())
-    one_hot = torch.nn.functional.one_hot(labels, 4).float()
-    assert weighted_cross_entropy(logits, one_hot, weights, 0.1) == pytest.approx(repeated.item())
+    assert weighted_cross_entropy(logits, smoothed(targets, 0.1)).item() == pytest.approx(repeated.item())
+
+
+def test_loss_of_class_probabilities_is_pytorchs():
+    logits, probabilities = torch.randn(5, 4), torch.rand(5, 4).softmax(1)
+    expected = torch.nn.functional.cross_entropy(logits, probabilities)
+    assert weighted_cross_entropy(logits, probabilities).item() == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize(("weight", "winner"), [(0.02, 0), (50.0, 1)])
 def test_the_loss_weight_decides_between_contradicting_sources(weight, winner):
     images = easy_images(n=30).images
-    real = LabelledImages(images, torch.zeros(30, dtype=torch.int64))
-    synthetic = LabelledImages(images, torch.ones(30, dtype=torch.int64), torch.arange(30), weight)
-    result = fit([real, synthetic], num_steps=60, lr=0.02)
-    assert (predict_proba(result.classifier, images).argmax(1) == winner).float().mean() > 0.9
-
-
-def image_set(labelled):
-    n = len(labelled.labels)
-    pixels = labelled.images.permute(0, 2, 3, 1).numpy()
-    return ImageSet(pixels, labelled.labels.numpy(), [str(i) for i in range(n)], ["a", "b", "c"])
+    real = LabelledImages(images, one_hot(torch.zeros(30).long()))
+    synthetic = LabelledImages(images, one_hot(torch.ones(30).long()), torch.arange(30))
+    result = fit([real, synthetic], num_steps=60, lr=0.02, synthetic_loss_weight=weight)
+    assert accuracy(result, images, torch.full((30,), winner)) > 0.9
 
 
 def test_filter_leaves_out_what_the_real_arms_classifiers_doubt():
-    teachers = [fit(num_steps=60, seed=seed).classifier for seed in range(2)]
+    teachers = [fit(num_steps=60, seed=seed) for seed in range(2)]
     good, bad = easy_images(seed=3), easy_images(n=9, seed=4)
-    mislabelled = LabelledImages(bad.images, (bad.labels + 1) % 3)
-    images = torch.cat([good.images, mislabelled.images])
-    both = image_set(LabelledImages(images, torch.cat([good.labels, mislabelled.labels])))
-    confidence = label_confidence(teachers, both, torch.device("cpu"))
-    each = torch.stack([t(images).softmax(1) for t in teachers]).mean(0)
-    assert np.allclose(confidence, each[range(69), both.labels].detach(), atol=1e-6)
-    kept = keep_confident(both, confidence, 0.5)
-    assert len(kept) >= 55 and all(int(i) < 60 for i in kept.ids)
-    assert len(keep_confident(both, confidence, 0.0)) == 69
+    images = torch.cat([good.images, bad.images])
+    labels = torch.cat([labels_of(good), (labels_of(bad) + 1) % 3]).numpy()
+    confidence = label_confidence(teachers, images, labels, CPU)
+    each = np.mean([t.predict_proba(images, CPU) for t in teachers], axis=0)
+    assert np.allclose(confidence, each[range(69), labels], atol=1e-6)
+    kept = confident_rows(confidence, labels, ["a", "b", "c"], 0.5)
+    assert len(kept) >= 55 and max(kept) < 60
+    assert len(confident_rows(confidence, labels, ["a", "b", "c"], 0.0)) == 69
 
 
 def test_a_filter_that_leaves_a_class_without_images_is_refused():
-    images = image_set(easy_images(n=6))
+    labels, names = np.array([0, 1, 2, 0, 1, 2]), ["a", "b", "c"]
     confidence = np.array([0.9, 0.2, 0.9, 0.9, 0.3, 0.9], np.float32)
-    assert len(keep_confident(images, confidence, 0.3)) == 5
-    with pytest.raises(UserError, match=r"train\.min_confidence = 0\.4: no generated image of class 'b'"):
-        keep_confident(images, confidence, 0.4)
+    assert len(confident_rows(confidence, labels, names, 0.3)) == 5
+    with pytest.raises(UserError, match=r"min_confidence = 0\.4: no generated image of class 'b'"):
+        confident_rows(confidence, labels, names, 0.4)
+
+
+def test_the_type_that_the_device_computes_in_is_part_of_what_decides_the_result(monkeypatch):
+    params = tiny.train_params(dtype="bfloat16")
+    found = []
+    for able in (True, False):
+        monkeypatch.setattr("dinv.classify.cnn.computes_bfloat16", lambda device, able=able: able)
+        found.append(Cnn.settings(params, False, CPU))
+    assert found[0] != found[1]
+    assert found[1] == Cnn.settings(tiny.train_params(dtype="float32"), False, CPU)
+
+
+def test_settings_of_mixing_decide_nothing_where_nothing_is_mixed():
+    plain, other = (Cnn.settings(tiny.train_params(real_fraction=f), False, CPU) for f in (0.5, 0.25))
+    assert plain == other
+    assert Cnn.settings(tiny.train_params(), True, CPU) != Cnn.settings(
+        tiny.train_params(real_fraction=0.25), True, CPU
+    )
+
+
+def test_baseline_is_the_same_learner_on_real_images_only():
+    arms = {
+        "plain": Arm(images="data/real/train", real=False, learner="cnn"),
+        "made": Arm(images="data/generated/a", real=False, learner="cnn"),
+        "both": Arm(images="data/generated/a", real=True, learner="cnn"),
+        "probe": Arm(images="data/generated/a", real=False, learner="svm"),
+    }
+    found = {name: baseline_of(name, arms) for name in arms}
+    assert found == {"plain": None, "made": "plain", "both": "plain", "probe": None}
 
 
 TORCHVISION = {
@@ -231,7 +283,7 @@ def test_torchvisions_weights_are_taken_but_for_stem_and_head(name, tmp_path):
     theirs = TORCHVISION[name](num_classes=5).state_dict()
     save_file(theirs, tmp_path / "weights.safetensors")
     one = torch.ones(3)
-    body = create_classifier(name, 3, 7, FIXED_WIDTHS[name], 32, one, one).body
+    body = create_classifier(name, 3, 7, 32, one, one).body
     load_pretrained(body, tmp_path / "weights.safetensors")
     ours = body.state_dict()
     equal = [k for k, v in theirs.items() if v.shape == ours[k].shape and torch.equal(v, ours[k])]
@@ -243,36 +295,53 @@ def test_vgg16s_weights_are_taken_without_its_three_linear_layers(tmp_path):
     features = torchvision_models.vgg.make_layers(torchvision_models.vgg.cfgs["D"], batch_norm=True)
     theirs = {f"features.{k}": v for k, v in features.state_dict().items()}
     save_file(theirs | {"classifier.6.weight": torch.zeros(2, 2)}, tmp_path / "w.safetensors")
-    body = create_classifier("vgg16", 3, 7, 64, 32, torch.ones(3), torch.ones(3)).body
+    body = create_classifier("vgg16", 3, 7, 32, torch.ones(3), torch.ones(3)).body
     load_pretrained(body, tmp_path / "w.safetensors")
     assert all(torch.equal(v, body.state_dict()[k]) for k, v in theirs.items())
 
 
-def test_training_starts_from_pretrained_weights(tmp_path):
-    start = create_classifier("convnet3", 1, 3, 8, 16, torch.ones(1), torch.ones(1)).body.state_dict()
+@pytest.fixture
+def in_project(tmp_path, monkeypatch):
+    """A folder with an empty models/pretrained."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "models/pretrained"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_training_starts_from_pretrained_weights(in_project):
+    start = create_classifier("convnet3", 1, 3, 16, torch.ones(1), torch.ones(1)).body.state_dict()
     start = {k: v.contiguous() for k, v in start.items()}
-    save_file(start, tmp_path / "w.safetensors")
-    rest = {"num_steps": 1, "warmup_steps": 0, "lr": 1e-9, "pretrained": str(tmp_path / "w.safetensors")}
-    trained = fit(**rest).classifier.body.state_dict()
-    assert torch.allclose(trained["4.weight"], start["4.weight"], atol=1e-5)
-    assert not torch.allclose(
-        fit(**{**rest, "pretrained": None}).classifier.body[4].weight, start["4.weight"]
-    )
+    save_file(start, in_project / "w.safetensors")
+    rest = {"num_steps": 1, "warmup_steps": 0, "lr": 1e-9, "pretrained": "w.safetensors"}
+    trained, scratch = weights(fit(**rest)), weights(fit(**{**rest, "pretrained": None}))
+    assert torch.allclose(trained["body.4.weight"], start["4.weight"], atol=1e-5)
+    assert not torch.allclose(scratch["body.4.weight"], start["4.weight"])
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({"conv9.weight": torch.zeros(1)}, r"is missing, superfluous or of another shape \(\d+ such"),
-        (None, "cannot be read"),
+        (None, r"no such file in models/pretrained"),
+        ("junk", "cannot be read"),
     ],
 )
-def test_weights_of_another_network_are_refused(tmp_path, tensors, message):
-    path = tmp_path / "w.safetensors"
-    if tensors is not None:
-        save_file(tensors, path)
-    with pytest.raises(UserError, match=rf"train\.pretrained = '{path}': .*{message}"):
-        fit(pretrained=str(path))
+def test_weights_of_another_network_are_refused(in_project, tensors, message):
+    if tensors == "junk":
+        (in_project / "w.safetensors").write_bytes(b"junk")
+    elif tensors is not None:
+        save_file(tensors, in_project / "w.safetensors")
+    with pytest.raises(UserError, match=rf"pretrained = 'w\.safetensors': .*{message}"):
+        fit(pretrained="w.safetensors")
+
+
+def test_other_bytes_of_the_pretrained_file_are_other_settings(in_project):
+    found = []
+    for value in (0.0, 1.0):
+        save_file({"w": torch.full((1,), value)}, in_project / "w.safetensors")
+        found.append(Cnn.settings(tiny.train_params(pretrained="w.safetensors"), False, CPU))
+    assert found[0] != found[1]
 
 
 @given(st.integers(1, 9), st.integers(1, 20))
@@ -309,18 +378,17 @@ def test_flip_mirrors_about_half():
 
 
 def test_mixup_is_one_convex_combination_of_the_batch_and_its_neighbour():
-    images, labels = easy_images(n=6).images, torch.arange(6) % 3
-    mixed, target = mix(images, labels, 3, mixup_alpha=1.0, cutmix_alpha=0.0)
-    one_hot = torch.nn.functional.one_hot(labels, 3).float()
+    images, sure = easy_images(n=6).images, one_hot(torch.arange(6) % 3)
+    mixed, target = mix(images, sure, mixup_alpha=1.0, cutmix_alpha=0.0)
     weight = ((mixed - images.roll(1, 0)) / (images - images.roll(1, 0).float())).nanmedian()
     assert torch.allclose(mixed, weight * images + (1 - weight) * images.roll(1, 0), atol=0.01)
-    assert torch.allclose(target, weight * one_hot + (1 - weight) * one_hot.roll(1, 0), atol=1e-4)
+    assert torch.allclose(target, weight * sure + (1 - weight) * sure.roll(1, 0), atol=1e-4)
 
 
 def test_cutmix_pastes_one_rectangle_and_labels_by_area():
     images, labels = torch.arange(1, 5).view(4, 1, 1, 1).expand(4, 1, 16, 16).to(torch.uint8), torch.arange(4)
     for _ in range(20):
-        mixed, target = mix(images, labels, 4, mixup_alpha=0.0, cutmix_alpha=1.0)
+        mixed, target = mix(images, one_hot(labels, 4), mixup_alpha=0.0, cutmix_alpha=1.0)
         own = (mixed == images).flatten(1).float().mean(1)
         assert torch.equal(mixed == images, (mixed[:1] == images[:1]).expand_as(mixed))
         assert torch.allclose(target[torch.arange(4), labels], own, atol=1e-6)
@@ -349,76 +417,37 @@ def test_each_augmentation_trains_reproducibly_and_is_not_ignored(update):
     torch.seed()
     again, without = fit(**update), fit()
     key = "body.0.weight"
-    assert torch.equal(first.classifier.state_dict()[key], again.classifier.state_dict()[key])
-    assert not torch.equal(first.classifier.state_dict()[key], without.classifier.state_dict()[key])
+    assert torch.equal(weights(first)[key], weights(again)[key])
+    assert not torch.equal(weights(first)[key], weights(without)[key])
+
+
+def test_pixel_statistics_are_mean_and_std_of_all_pixels():
+    images = torch.from_numpy(tiny.random_images(1500, 4)).permute(0, 3, 1, 2)
+    pixels = images.float() / 255
+    mean, std = pixel_statistics(images)
+    torch.testing.assert_close(mean, pixels.mean((0, 2, 3)))
+    torch.testing.assert_close(std, pixels.std((0, 2, 3)))
 
 
 def test_stored_classifier_predicts_the_same(tmp_path):
-    result, images = fit(), easy_images(seed=2).images
-    save_classifier(result, tiny.train_params(), 5, 60, tmp_path / "part-00000.safetensors")
+    result, images = fit(seed=5), easy_images(seed=2).images
+    save_classifier(result, tmp_path / "part-00000.safetensors")
     (stored,) = load_classifiers(tmp_path)
     assert (stored.seed, stored.num_images) == (5, 60) and stored.curve[0][0] == result.curve[0][0]
-    assert torch.equal(stored.classifier(images), result.classifier(images))
+    assert np.array_equal(stored.predict_proba(images, CPU), result.predict_proba(images, CPU))
 
 
 def test_a_classifier_has_one_metadata_entry_so_that_its_bytes_are_stable(tmp_path):
-    save_classifier(fit(), tiny.train_params(), 5, 60, tmp_path / "a")
+    save_classifier(fit(), tmp_path / "a")
     with safe_open(tmp_path / "a", "pt") as file:
         assert len(file.metadata()) == 1
 
 
 def test_damaged_classifier_is_named(tmp_path):
     path = tmp_path / "part-00000.safetensors"
-    save_classifier(fit(), tiny.train_params(), 5, 60, path)
+    save_classifier(fit(), path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"part-00000\.safetensors: "):
         load_classifier(path)
     with pytest.raises(UserError, match="no classifiers there"):
         load_classifiers(tmp_path / "absent")
-
-
-def test_accuracies_known_answers():
-    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 0])
-    assert top1_accuracy(labels, predicted) == 50.0
-    assert balanced_accuracy(labels, predicted) == pytest.approx(100 * (2 / 3 + 0) / 2)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
-def test_balanced_accuracy_equals_scikit_learns(pairs):
-    labels, predicted = np.array(pairs).T
-    present = predicted[np.isin(predicted, labels)]
-    if len(present) == len(predicted):
-        expected = 100 * balanced_accuracy_score(labels, predicted)
-        assert balanced_accuracy(labels, predicted) == pytest.approx(expected)
-
-
-def test_per_class_accuracy_known_answer():
-    labels, predicted = np.array([0, 0, 0, 0, 2]), np.array([0, 0, 0, 1, 1])
-    assert per_class_accuracy(labels, predicted) == {0: 75.0, 2: 0.0}
-
-
-def test_summary_known_answer():
-    s = summarize([1.0, 2.0, 3.0])
-    assert (s.mean, s.std, s.n) == (2.0, 1.0, 3) and s.stderr == pytest.approx(1 / math.sqrt(3))
-    assert summarize([4.0]).std is None
-
-
-def test_difference_is_paired_and_signed():
-    d = difference([11.0, 12.0, 13.0], [1.0, 2.0, 3.0])
-    assert (d.mean, d.std) == (10.0, 0.0)
-
-
-def test_report_keeps_arms_and_splits_apart():
-    scores = [
-        Score(arm, seed, split, value + seed + (100 if split == "val" else 0), 0.0, 3.0 + seed)
-        for arm, value in (("real", 10.0), ("synthetic", 20.0))
-        for seed in (1, 0)
-        for split in ("test", "val")
-    ]
-    out = summary(scores, ["real", "synthetic"])
-    assert out["top1_accuracy"] == {"real": 10.5, "synthetic": 20.5}
-    assert out["val_top1_accuracy"]["real"] == 110.5
-    assert out["expected_calibration_error"] == {"real": 3.5, "synthetic": 3.5}
-    assert out["gain_over_real"]["synthetic"] == {"mean": 10.0, "std": 0.0, "stderr": 0.0, "n": 2}
-    table = markdown_table(scores, ["real", "synthetic"], {"real": 5, "synthetic": 50})
-    assert "| synthetic | 50 | 20.50 ± 0.71 (2) | +10.00 ± 0.00 |" in table

@@ -23,7 +23,7 @@ from dinv.inversion.bank import (
     save_statistics,
     take,
 )
-from dinv.inversion.invert import ImageStream, denoising_loss, invert, learning_rate
+from dinv.inversion.invert import ImageStream, denoising_loss, interval_means, invert, learning_rate
 
 IDS = ["a", "b", "c", "d"]
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -100,7 +100,7 @@ def test_learning_lowers_the_heldout_loss_of_every_image(model):
     bank = learn(model, tiny.invert_params(num_visits=40))
     assert (bank.heldout_loss[-1] < bank.heldout_loss[0]).all()
     assert bank.heldout_visits.tolist() == [0, 20, 40]
-    assert bank.train_loss.shape == (40, 4)
+    assert bank.train_loss.shape == (40, 4) and bank.train_visits.tolist() == list(range(1, 41))
 
 
 def test_own_embedding_beats_the_others_mean_on_heldout_noise(model):
@@ -147,6 +147,15 @@ def test_learning_rate_schedules():
     assert learning_rate(cosine, 2) == pytest.approx(cosine.lr / 2)
 
 
+def test_a_curve_has_about_forty_points_however_many_visits():
+    for num_visits in (1, 39, 80, 3000, 3001):
+        losses = torch.arange(num_visits).float().view(-1, 1).expand(-1, 2)
+        ends, means = interval_means(losses)
+        interval = num_visits // 40 or 1
+        assert len(ends) == num_visits // interval and means.shape == (len(ends), 2)
+        assert means[0, 0] == (interval - 1) / 2 and ends[0] == interval
+
+
 def test_divergence_is_an_error(model):
     with pytest.raises(UserError, match=r"diverged.*lower invert\.lr"):
         learn(model, tiny.invert_params(lr=1e30, num_visits=6))
@@ -161,11 +170,15 @@ def test_statistics_over_data_set_and_class_do_not_depend_on_the_parts(model, tm
         torch.testing.assert_close(found.std, c.std(0), rtol=1e-4, atol=1e-6)
         expected = torch.stack([c[:2].mean(0), c[2:].mean(0), torch.zeros_like(c[0])])
         torch.testing.assert_close(found.class_means, expected)
-        curves = loss_curves(parts)
-        torch.testing.assert_close(curves.train.float(), bank.train_loss.mean(1))
-        torch.testing.assert_close(curves.heldout.float(), bank.heldout_loss.mean(1))
-    save_statistics(found, tmp_path / "s")
-    assert torch.equal(load_statistics(tmp_path / "s").std, found.std)
+        for kind, visits, loss in (
+            ("training", bank.train_visits, bank.train_loss),
+            ("heldout", bank.heldout_visits, bank.heldout_loss),
+        ):
+            curve = [p for p in loss_curves(parts) if p.kind == kind]
+            assert [p.step for p in curve] == visits.tolist()
+            assert [p.loss for p in curve] == pytest.approx(loss.mean(1).tolist(), abs=1e-6)
+    save_statistics(found, tmp_path)
+    assert torch.equal(load_statistics(tmp_path).std, found.std)
     assert torch.equal(bank_statistics([take(bank, [0])], 2).std, torch.zeros_like(c[0]))
 
 
@@ -191,6 +204,7 @@ def test_bank_round_trip(tmp_path_factory, ids, tokens, width):
         torch.randn(n, tokens, width),
         torch.arange(n),
         ids,
+        torch.arange(3),
         torch.rand(3, n),
         torch.arange(2),
         torch.rand(2, n),

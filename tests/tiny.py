@@ -10,13 +10,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dinv.classify.params import TrainParams
+from dinv.classify.cnn import CnnParams
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import load_model
 from dinv.diffusion.params import ModelParams
-from dinv.inversion.params import InvertParams
+from dinv.inversion.invert import ImageEmbeddingsParams
 from dinv.params import load_params
-from dinv.strategies.params import GenerateParams
+from dinv.strategies.diffusion_inversion import DiffusionInversionParams
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")
@@ -97,7 +97,7 @@ def save_tiny_text_encoder(folder: Path, width: int) -> None:
 
 
 def model_params(folder: Path, **update: object) -> ModelParams:
-    values = {"path": str(folder), "revision": None, "dtype": "float32", "resolution": 16}
+    values = {"path": str(folder), "dtype": "float32", "resolution": 16}
     return ModelParams(**{**values, **update})
 
 
@@ -105,20 +105,20 @@ def load_tiny(folder: Path, **update: object) -> LatentDiffusion:
     return load_model(folder, model_params(folder, **update), torch.device("cpu"))
 
 
-def invert_params(**update: object) -> InvertParams:
+def invert_params(**update: object) -> ImageEmbeddingsParams:
     plain = {"lr": 0.03, "lr_schedule": "constant", "timestep_sampling": "uniform"}
-    return PARAMS.invert.model_copy(update={"num_visits": 4, "num_tokens": 3, **plain, **update})
+    params = PARAMS.invert["embeddings"]
+    return params.model_copy(update={"num_visits": 4, "num_tokens": 3, **plain, **update})
 
 
-def generate_params(**update: object) -> GenerateParams:
-    return PARAMS.generate.model_copy(
-        update={"num_images_per_embedding": 2, "num_inference_steps": 3, "guidance_scale": 1.0, **update}
-    )
+def generate_params(**update: object) -> DiffusionInversionParams:
+    small = {"num_images_per_embedding": 2, "num_inference_steps": 3, "guidance_scale": 1.0}
+    return PARAMS.generate["inversion"].model_copy(update={**small, **update})
 
 
-def train_params(**update: object) -> TrainParams:
-    small = {"width": 8, "num_steps": 12, "batch_size": 8, "warmup_steps": 2, "seeds": [0, 1]}
-    return PARAMS.train.model_copy(update={**small, **update})
+def train_params(**update: object) -> CnnParams:
+    small = {"num_steps": 12, "batch_size": 8, "warmup_steps": 2, "seeds": [0, 1]}
+    return PARAMS.train["cnn"].model_copy(update={**small, **update})
 
 
 def random_images(n: int, side: int = 16, channels: int = 3, seed: int = 0) -> np.ndarray:

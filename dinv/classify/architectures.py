@@ -2,7 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +18,9 @@ from dinv.errors import UserError
 SMALL = 64  # pixels up to which a first convolution keeps the resolution
 
 
-def convnet3(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
-    """ConvNet-3 of the data-set-distillation literature (Gidaris and Komodakis 2018): three blocks
-    of 3x3 convolution, normalisation, ReLU, 2x2 average pooling; then a linear layer.
+def convnet3(num_channels: int, num_classes: int, image_size: int, width: int = 32) -> nn.Module:
+    """ConvNet-3 of the data-set-distillation literature (Gidaris and Komodakis 2018): three blocks of `width`
+    channels with 3x3 convolution, normalisation, ReLU, 2x2 average pooling; then a linear layer.
 
     Batch normalisation stands where distillation papers use instance normalisation, and the head
     averages over the remaining positions, so that any image size from 8 up works.
@@ -35,28 +37,28 @@ def convnet3(num_channels: int, num_classes: int, width: int, image_size: int) -
     return nn.Sequential(*layers)
 
 
-def small_image_resnet18(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
-    """torchvision's ResNet-18 (`width` must be 64), its stem by image size as in the paper's code:
+def small_image_resnet18(num_channels: int, num_classes: int, image_size: int) -> nn.Module:
+    """torchvision's ResNet-18, its stem by image size as in the paper's code:
     up to 64 pixels 3x3 stride 1; up to 128 pixels 7x7 stride 2; above, a max-pool besides.
     """
     model = resnet18(num_classes=num_classes)
     if image_size <= SMALL:
-        model.conv1 = nn.Conv2d(num_channels, width, 3, padding=1, bias=False)
+        model.conv1 = nn.Conv2d(num_channels, 64, 3, padding=1, bias=False)
     else:
-        model.conv1 = nn.Conv2d(num_channels, width, 7, stride=2, padding=3, bias=False)
+        model.conv1 = nn.Conv2d(num_channels, 64, 7, stride=2, padding=3, bias=False)
     if image_size <= 128:
         model.maxpool = nn.Identity()
     return model
 
 
-def vgg16(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
+def vgg16(num_channels: int, num_classes: int, image_size: int) -> nn.Module:
     """The convolutions of torchvision's VGG-16 with batch normalisation, averaged, and one linear layer.
 
     Images below 32 pixels are padded to 32 by the first convolution: five poolings follow.
     """
     features = make_layers(cfgs["D"], batch_norm=True)
     padding = 1 + max(0, (32 - image_size + 1) // 2)
-    features[0] = nn.Conv2d(num_channels, width, 3, padding=padding)
+    features[0] = nn.Conv2d(num_channels, 64, 3, padding=padding)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))
     return nn.Sequential(OrderedDict(features=features, classifier=head))
 
@@ -67,37 +69,45 @@ def _first_convolution(num_channels: int, width: int, image_size: int) -> nn.Con
     return nn.Conv2d(num_channels, width, 3, stride=stride, padding=1, bias=False)
 
 
-def small_image_mobilenetv2(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
-    """torchvision's MobileNetV2 (`width` must be 32)."""
+def small_image_mobilenetv2(num_channels: int, num_classes: int, image_size: int) -> nn.Module:
+    """torchvision's MobileNetV2."""
     model = mobilenet_v2(num_classes=num_classes)
-    model.features[0][0] = _first_convolution(num_channels, width, image_size)
+    model.features[0][0] = _first_convolution(num_channels, 32, image_size)
     return model
 
 
-def small_image_shufflenetv2(num_channels: int, num_classes: int, width: int, image_size: int) -> nn.Module:
-    """torchvision's ShuffleNetV2 of half width (`width` must be 24), max-pool kept."""
+def small_image_shufflenetv2(num_channels: int, num_classes: int, image_size: int) -> nn.Module:
+    """torchvision's ShuffleNetV2 of half width, max-pool kept."""
     model = shufflenet_v2_x0_5(num_classes=num_classes)
-    model.conv1[0] = _first_convolution(num_channels, width, image_size)
+    model.conv1[0] = _first_convolution(num_channels, 24, image_size)
     return model
 
 
-def small_image_efficientnet_b0(
-    num_channels: int, num_classes: int, width: int, image_size: int
-) -> nn.Module:
-    """torchvision's EfficientNet-B0 (`width` must be 32), with its dropout and stochastic depth of 0.2."""
+def small_image_efficientnet_b0(num_channels: int, num_classes: int, image_size: int) -> nn.Module:
+    """torchvision's EfficientNet-B0, with its dropout and stochastic depth of 0.2."""
     model = efficientnet_b0(num_classes=num_classes)
-    model.features[0][0] = _first_convolution(num_channels, width, image_size)
+    model.features[0][0] = _first_convolution(num_channels, 32, image_size)
     return model
 
 
-ARCHITECTURES: dict[str, Callable[[int, int, int, int], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[[int, int, int], nn.Module]] = {
     "convnet3": convnet3,
+    "convnet3_128": partial(convnet3, width=128),
     "resnet18": small_image_resnet18,
     "vgg16": vgg16,
     "mobilenetv2": small_image_mobilenetv2,
     "shufflenetv2": small_image_shufflenetv2,
     "efficientnet_b0": small_image_efficientnet_b0,
 }
+Architecture = Literal[
+    "convnet3",
+    "convnet3_128",
+    "resnet18",
+    "vgg16",
+    "mobilenetv2",
+    "shufflenetv2",
+    "efficientnet_b0",
+]
 
 
 class Classifier(nn.Module):
@@ -125,13 +135,12 @@ def create_classifier(
     architecture: str,
     num_channels: int,
     num_classes: int,
-    width: int,
     image_size: int,
     mean: torch.Tensor,
     std: torch.Tensor,
 ) -> Classifier:
     """Build a classifier with random weights from torch's global generator (fork it first)."""
-    body = ARCHITECTURES[architecture](num_channels, num_classes, width, image_size)
+    body = ARCHITECTURES[architecture](num_channels, num_classes, image_size)
     return Classifier(body, mean, std).to(memory_format=torch.channels_last)
 
 
@@ -149,7 +158,7 @@ def load_pretrained(body: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(
-            f"train.pretrained = {str(path)!r}: cannot be read ({reason}); give a safetensors file"
+            f"pretrained = {path.name!r}: cannot be read ({reason}); give a safetensors file"
         ) from error
     ours = body.state_dict()
     stem = next(name for name, m in body.named_modules() if isinstance(m, nn.Conv2d))
@@ -159,7 +168,7 @@ def load_pretrained(body: nn.Module, path: Path) -> None:
     wrong = sorted(k for k in others if not k.startswith((f"{stem}.", f"{head}.")))
     if wrong:
         raise UserError(
-            f"train.pretrained = {str(path)!r}: {wrong[0]} is missing, superfluous or of another shape "
+            f"pretrained = {path.name!r}: {wrong[0]} is missing, superfluous or of another shape "
             f"({len(wrong)} such tensors); give weights of the same architecture, or null"
         )
     body.load_state_dict(fitting, strict=False)

@@ -34,17 +34,18 @@ def auto_augment(images: torch.Tensor, policy: str) -> torch.Tensor:
 
 
 def mix(
-    images: torch.Tensor, labels: torch.Tensor, num_classes: int, mixup_alpha: float, cutmix_alpha: float
+    images: torch.Tensor, targets: torch.Tensor, mixup_alpha: float, cutmix_alpha: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with itself, by chance if both are on.
 
-    An alpha of 0 is off. Returns float images in [0, 255] and class probabilities [B, num_classes].
+    An alpha of 0 is off. `targets`, float32 [B, M], are mixed with the images, so their sums may be loss
+    weights. Returns float images in [0, 255] and targets.
     """
     kinds: list[torch.nn.Module] = []
     if mixup_alpha > 0:
-        kinds.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+        kinds.append(v2.MixUp(alpha=mixup_alpha))
     if cutmix_alpha > 0:
-        kinds.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+        kinds.append(v2.CutMix(alpha=cutmix_alpha))
     kind = kinds[int(torch.randint(len(kinds), ()))]
-    mixed: tuple[torch.Tensor, torch.Tensor] = kind(images.float(), labels)
+    mixed: tuple[torch.Tensor, torch.Tensor] = kind(images.float(), targets)
     return mixed

@@ -6,28 +6,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinv.classify.architectures import Classifier
-from dinv.classify.train import predict_proba
+from dinv.classify.store import StoredClassifier
 from dinv.errors import UserError
-from dinv.images.image_set import ImageSet
 
 
 def label_confidence(
-    classifiers: Sequence[Classifier], images: ImageSet, device: torch.device
+    classifiers: Sequence[StoredClassifier],
+    images: torch.Tensor,
+    labels: NDArray[np.int64],
+    device: torch.device,
 ) -> NDArray[np.float32]:
-    """Probability of each image's own label, mean over the classifiers, float32 [N] in [0, 1]."""
-    pixels = images.tensor().to(device)
-    mean = torch.stack([predict_proba(c.to(device), pixels) for c in classifiers]).mean(0).cpu()
-    return mean[torch.arange(len(images)), torch.from_numpy(images.labels)].numpy()
+    """Probability of each image's own label, mean over the classifiers, float32 [N] in [0, 1].
+
+    `images` are uint8 [N, C, H, W].
+    """
+    mean = np.mean([c.predict_proba(images, device) for c in classifiers], axis=0)
+    confidence: NDArray[np.float32] = mean[np.arange(len(labels)), labels]
+    return confidence
 
 
-def keep_confident(images: ImageSet, confidence: NDArray[np.float32], min_confidence: float) -> ImageSet:
-    """The images with at least that confidence; raises UserError if a class loses all of its own."""
-    kept = images.take(np.flatnonzero(confidence >= min_confidence).tolist())
-    lost = sorted(set(images.labels.tolist()) - set(kept.labels.tolist()))
+def confident_rows(
+    confidence: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    min_confidence: float,
+) -> NDArray[np.int64]:
+    """Rows with at least that confidence; raises UserError if a class loses all of its own."""
+    kept = np.flatnonzero(confidence >= min_confidence)
+    lost = sorted(set(labels.tolist()) - set(labels[kept].tolist()))
     if lost:
         raise UserError(
-            f"train.min_confidence = {min_confidence}: no generated image of class "
-            f"{images.class_names[lost[0]]!r} is left; lower it"
+            f"min_confidence = {min_confidence}: no generated image of class "
+            f"{class_names[lost[0]]!r} is left; lower it"
         )
     return kept

@@ -4,43 +4,63 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dinv.classify.architectures import Classifier, create_classifier
-from dinv.classify.params import TrainParams
-from dinv.classify.train import TrainingResult
+from dinv.classify.base import Fitted, Predict
+from dinv.classify.registry import LEARNERS
 from dinv.errors import UserError
+
+BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
 class StoredClassifier:
-    """A classifier in eval mode, the seed and number of images of its training, and its training curve."""
+    """A trained classifier, the seed and number of images of its training, and its training curve."""
 
-    classifier: Classifier
+    learner: str
+    fitted: Fitted
     seed: int
     num_images: int
-    curve: list[tuple[int, float]]
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """(step, training loss)."""
+        return self.fitted.curve
+
+    def on(self, device: torch.device) -> Predict:
+        """Its predictions on a device."""
+        predict: Predict = LEARNERS[self.learner].load(self.fitted.tensors, self.fitted.build, device)
+        return predict
+
+    def predict_proba(self, images: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
+        """Class probabilities float32 [N, M] of uint8 images [N, C, H, W]."""
+        return predict_proba(self.on(device), images, device)
 
 
-def save_classifier(
-    result: TrainingResult, params: TrainParams, seed: int, num_images: int, path: Path
-) -> None:
-    """Write weights, curve and what is needed to rebuild the network."""
-    tensors = {k: v.cpu().contiguous() for k, v in result.classifier.state_dict().items()}
-    steps, losses = zip(*result.curve, strict=True)
+@torch.no_grad()
+def predict_proba(predict: Predict, images: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
+    """Class probabilities float32 [N, M] of uint8 images [N, C, H, W], which may be mapped from a file."""
+    return np.concatenate([predict(b.to(device)).cpu().numpy() for b in images.split(BATCH_SIZE)])
+
+
+def save_classifier(classifier: StoredClassifier, path: Path) -> None:
+    """Write tensors, curve and what is needed to rebuild it."""
+    fitted = classifier.fitted
+    steps, losses = zip(*fitted.curve, strict=True) if fitted.curve else ((), ())
+    tensors = {f"classifier.{k}": v.cpu().contiguous() for k, v in fitted.tensors.items()}
     tensors |= {"curve.step": torch.tensor(steps), "curve.loss": torch.tensor(losses)}
-    build = {
-        "architecture": params.architecture,
-        "width": params.width,
-        "num_channels": result.classifier.mean.shape[1],
-        "num_classes": result.num_classes,
-        "image_size": result.image_size,
+    meta = {
+        "learner": classifier.learner,
+        "build": fitted.build,
+        "num_images": classifier.num_images,
+        "seed": classifier.seed,
     }
     # One entry only: safetensors writes several in an order that changes from process to process.
-    meta = json.dumps({"build": build, "num_images": num_images, "seed": seed}, sort_keys=True)
-    save_file(tensors, path, {"classifier": meta})
+    save_file(tensors, path, {"classifier": json.dumps(meta, sort_keys=True)})
 
 
 def load_classifier(path: Path) -> StoredClassifier:
@@ -49,17 +69,17 @@ def load_classifier(path: Path) -> StoredClassifier:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             meta = json.loads((file.metadata() or {})["classifier"])
-        build, seed, num_images = meta["build"], int(meta["seed"]), int(meta["num_images"])
         curve = list(zip(tensors.pop("curve.step").tolist(), tensors.pop("curve.loss").tolist(), strict=True))
-        one = torch.ones(build["num_channels"])
-        classifier = create_classifier(**build, mean=one, std=one)
-        classifier.load_state_dict(tensors)
+        own = {name.removeprefix("classifier."): tensor for name, tensor in tensors.items()}
+        fitted = Fitted(own, meta["build"], curve)
+        stored = StoredClassifier(meta["learner"], fitted, int(meta["seed"]), int(meta["num_images"]))
+        stored.on(torch.device("cpu"))
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(
             f"{path}: missing, damaged or not a classifier ({reason}); run dvc checkout"
         ) from error
-    return StoredClassifier(classifier.eval(), seed, num_images, curve)
+    return stored
 
 
 def load_classifiers(folder: Path) -> list[StoredClassifier]:

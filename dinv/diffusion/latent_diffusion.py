@@ -174,25 +174,6 @@ class LatentDiffusion:
         abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         return abar.sqrt() * eps - (1 - abar).sqrt() * z0
 
-    def guided(
-        self,
-        z_t: torch.Tensor,
-        t: torch.Tensor,
-        c: torch.Tensor,
-        c_uncond: torch.Tensor,
-        guidance_scale: float,
-    ) -> torch.Tensor:
-        """Classifier-free guidance (Ho and Salimans 2022): u + s (output(c) - u).
-
-        `guidance_scale` s is diffusers'; the paper's w is s - 1. At s = 1 the unconditional pass
-        is skipped. Guiding v equals guiding eps, since eps is affine in v.
-        """
-        if guidance_scale == 1:
-            return self.predict(z_t, t, c)
-        both = self.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), torch.cat([c_uncond, c]))
-        uncond, cond = both.chunk(2)
-        return uncond + guidance_scale * (cond - uncond)
-
     def _attention(self, needs_gradient: bool) -> AbstractContextManager[None]:
         """Plain matrix products where torch's fused backward pass is slow: bfloat16 on the CPU."""
         slow = needs_gradient and self.device.type == "cpu" and self.dtype == torch.bfloat16

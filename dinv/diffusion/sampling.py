@@ -1,11 +1,15 @@
-"""Draw images from a frozen latent diffusion model under given conditions."""
+"""The one sampler of all strategies: any start latent, any range of steps, a condition per step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
+from dinv.diffusion.guidance import Guidance, guided
 from dinv.diffusion.latent_diffusion import LatentDiffusion
+
+__all__ = ["Guidance", "sample", "timesteps"]
 
 _SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     # SD 1.x's own sampler and the paper's: PLMS, N steps cost N + 1 UNet passes.
@@ -25,35 +29,62 @@ def make_scheduler(model: LatentDiffusion, name: str, num_inference_steps: int) 
     return scheduler
 
 
+def timesteps(model: LatentDiffusion, scheduler_name: str, num_inference_steps: int) -> list[int]:
+    """The N timesteps in [0, T) that a sampler visits, falling. Step i starts from latents at the i-th."""
+    return _visited(make_scheduler(model, scheduler_name, num_inference_steps))
+
+
 @torch.no_grad()
 def sample(
     model: LatentDiffusion,
-    noise: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    negative_prompt_embeds: torch.Tensor,
-    guidance_scale: float,
-    scheduler: str,
+    z: torch.Tensor,
+    scheduler_name: str,
     num_inference_steps: int,
+    guidance_at: Callable[[int, int], Guidance],
+    first_step: int = 0,
+    last_step: int | None = None,
 ) -> torch.Tensor:
-    """Denoise from pure noise to images.
+    """Denoise latents over a range of a sampler's steps; nothing here is random.
 
     Args:
         model: the frozen model.
-        noise: N(0, I), float32 [B, c, h, w]; the only randomness of all three samplers.
-        prompt_embeds: conditions, float32 [B, K, D].
-        negative_prompt_embeds: unconditional conditions, float32 [B, K, D]; ignored at scale 1.
-        guidance_scale: s >= 1 in diffusers' convention (the paper's w is s - 1).
-        scheduler: `pndm`, `ddim` or `dpmsolver++`.
-        num_inference_steps: denoising steps.
+        z: where to start, float32 [B, c, h, w]: N(0, I) for step 0; for a later one latents that have the
+            noise of its timestep, `model.add_noise(z0, eps, timesteps(...)[first_step])`.
+        scheduler_name: `pndm`, `ddim` or `dpmsolver++`.
+        num_inference_steps: N, steps from pure noise to an image.
+        guidance_at: (step i, its timestep t) to the guidance of that step.
+        first_step: the step to start with, 0 to N.
+        last_step: the step to stop before, which gives latents with the noise of its timestep; None: N,
+            which gives clean latents.
 
     Returns:
-        uint8 [B, H, W, C] on the CPU.
+        float32 [B, c, h, w] on the model's device.
     """
-    steps = make_scheduler(model, scheduler, num_inference_steps)
-    z = noise.to(model.device) * steps.init_noise_sigma
-    c, c_uncond = prompt_embeds.to(model.device), negative_prompt_embeds.to(model.device)
-    for t in steps.timesteps:
-        batch_t = t.expand(len(z))
-        output = model.guided(steps.scale_model_input(z, t), batch_t, c, c_uncond, guidance_scale)
-        z = steps.step(output, t, z).prev_sample
-    return model.decode(z)
+    scheduler = make_scheduler(model, scheduler_name, num_inference_steps)
+    visited, z = _visited(scheduler), z.to(model.device)
+    if first_step == 0:
+        z = z * scheduler.init_noise_sigma
+    if hasattr(scheduler, "set_begin_index"):  # of those that count their steps
+        scheduler.set_begin_index(first_step)
+    for i in _calls(scheduler, range(len(visited))[first_step:last_step]):
+        t = torch.tensor(visited[i], device=model.device)
+        z_t = scheduler.scale_model_input(z, t)
+        output = guided(model.predict, z_t, t.expand(len(z)), guidance_at(i, visited[i]))
+        z = scheduler.step(output, t, z).prev_sample
+    return z
+
+
+def _visited(scheduler: Any) -> list[int]:
+    """The timestep of each step; PNDM lists its second one twice."""
+    listed: list[int] = scheduler.timesteps.tolist()
+    return list(dict.fromkeys(listed)) if isinstance(scheduler, PNDMScheduler) else listed
+
+
+def _calls(scheduler: Any, steps: range) -> list[int]:
+    """Steps as they are computed. PLMS warms up by taking its first step twice, wherever it starts.
+
+    diffusers' image-to-image pipeline does not, and so ends a step short of a clean image.
+    """
+    if isinstance(scheduler, PNDMScheduler) and len(steps) > 1:
+        return [steps[0], steps[1], *steps[1:]]
+    return list(steps)

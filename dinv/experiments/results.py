@@ -1,159 +1,110 @@
-"""What experiments leave: one tidy row per number, a table, and a figure with error bars."""
+"""What experiments leave: one tidy row per number, and tables."""
 
-import csv
 import io
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import vl_convert
+import pandas as pd
 
-from dinv.experiments.spec import Experiment, Settings, values_of
-from dinv.metrics.accuracy import Summary, difference, summarize
+from dinv.experiments.spec import ARM, HELDOUT, OF_CLASSIFIERS, SIZE, Experiment, Settings
 from dinv.metrics.efficiency import matching_size
-from dinv.params import ARMS
+from dinv.metrics.gains import paired_gains, statistics
+from dinv.metrics.tables import markdown, mean_and_spread
 
-Row = dict[str, str]
-ACCURACY, IMAGE_SETS = "metrics/accuracy.csv", "metrics/image_sets.csv"
-SIZE = "data.num_per_class"
-_KEYS = ("arm", "seed", "split")
-# The same in every figure, whichever arms it shows; Vega's first four categorical colours.
-_ARM_COLORS = dict(zip(ARMS, ("#4c78a8", "#f58518", "#e45756", "#72b7b2"), strict=True))
+_MEASURED = [ARM, "split", "seed", "num_images", "metric", "value"]
 
 
-def tidy(place: Settings, accuracy: str, image_sets: str) -> list[Row]:
-    """The rows of one run, from the texts of its two CSV files.
+def tidy(place: Settings, accuracy: str, image_sets: Sequence[str], learned: str) -> pd.DataFrame:
+    """The rows of one run, as texts, from the texts of its CSV files.
 
     Columns: what tells the runs apart, arm, split, seed, num_images, metric, value. Numbers about image
-    sets have no split and no seed, those about classifiers no num_images.
+    sets have no split and no seed, those about classifiers no num_images, the last held-out loss none of
+    these; `arm` then names the image set or what was learned.
     """
-    run = {name: _text(value) for name, value in place.items()}
-    rows: list[Row] = []
-    for found in csv.DictReader(io.StringIO(accuracy)):
-        where = {"arm": found["arm"], "split": found["split"], "seed": found["seed"], "num_images": ""}
-        numbers = {k: v for k, v in found.items() if k not in _KEYS}
-        rows += [{**run, **where, "metric": k, "value": v} for k, v in numbers.items()]
-    for found in csv.DictReader(io.StringIO(image_sets)):
-        where = {"arm": found["images"], "split": "", "seed": "", "num_images": found["num_images"]}
-        metric = f"{found['features']}.{found['metric']}"
-        rows.append({**run, **where, "metric": metric, "value": found["value"]})
-    return rows
+    of_classifiers = _read(accuracy).melt([ARM, "seed", "split"], var_name="metric", ignore_index=False)
+    tables = [of_classifiers.sort_index(kind="stable")]
+    for text in image_sets:
+        found = _read(text)
+        metric = found["features"] + "." + found["metric"]
+        tables.append(found.rename(columns={"images": ARM}).assign(metric=metric))
+    losses = _read(learned)
+    last = losses[losses["kind"] == "heldout"].groupby("learned", sort=False).tail(1)
+    tables.append(last.rename(columns={"learned": ARM, "loss": "value"}).assign(metric=HELDOUT))
+    rows = pd.concat([table.reindex(columns=_MEASURED) for table in tables], ignore_index=True).fillna("")
+    run = pd.DataFrame({name: _text(value) for name, value in place.items()}, index=rows.index)
+    return pd.concat([run, rows], axis=1)
+
+
+def _read(text: str) -> pd.DataFrame:
+    """Cells stay the texts that they are."""
+    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
 
 
 def _text(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def _by_seed(rows: Sequence[Row], experiment: Experiment) -> dict[tuple[str, ...], list[float]]:
-    """(run's values..., arm) -> the figure's metric per seed, in order of seed and of the pooled runs."""
-    metric, split = experiment.figure.metric, experiment.split
-    chosen = [r for r in rows if (r["metric"], r["split"]) == (metric, split)]
-    found = defaultdict(list)
-    for row in sorted(chosen, key=lambda r: int(r["seed"])):
-        found[*(row[name] for name in experiment.columns), row["arm"]].append(float(row["value"]))
-    return found
+def shown(rows: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """The rows that answer the question: `value` is a number, other columns stay texts, arms are in order."""
+    chosen = rows[(rows["metric"] == experiment.figure.metric) & (rows["split"] == (experiment.split or ""))]
+    order = [arm for arm in experiment.arms if arm in set(chosen[ARM])]
+    parts = [chosen[chosen[ARM] == arm] for arm in order]
+    found = pd.concat(parts) if parts else chosen
+    return found.assign(value=pd.to_numeric(found["value"]))
 
 
-def table(rows: Sequence[Row], experiment: Experiment) -> str:
-    """Markdown: one line per answer; mean and std per arm, gains over real paired by seed with stderr."""
-    found, arms = _by_seed(rows, experiment), experiment.arms
-    gaining = [arm for arm in arms if arm != "real"] if "real" in arms else []
-    heads = [*experiment.columns, *arms, *(f"{arm} - real" for arm in gaining)]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for run in dict.fromkeys(key[:-1] for key in found):
-        cells = [_mean(summarize(found[*run, arm])) for arm in arms]
-        cells += [_gain(difference(found[*run, arm], found[*run, "real"])) for arm in gaining]
-        lines.append("| " + " | ".join([*run, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+def table(rows: pd.DataFrame, experiment: Experiment, baselines: Mapping[str, str]) -> str:
+    """Markdown, a line per answer: mean and std per arm, gains over baselines paired by seed with stderr."""
+    values, columns = shown(rows, experiment), experiment.columns
+    answers = rows[columns].drop_duplicates() if columns else pd.DataFrame(index=[0])
+    means = statistics(values, [*columns, ARM])
+    pairs = {arm: baselines[arm] for arm in experiment.arms if baselines.get(arm) in experiment.arms}
+    gains = statistics(paired_gains(values, pairs, _pairing(experiment)), [*columns, ARM])
+    heads = {arm: (means, arm, "std") for arm in experiment.arms}
+    heads |= {f"{arm} - {baseline}": (gains, arm, "stderr") for arm, baseline in pairs.items()}
+    cells = [
+        {
+            head: _cell(numbers, (*answer, arm), spread, experiment)
+            for head, (numbers, arm, spread) in heads.items()
+        }
+        for answer in answers.itertuples(index=False, name=None)
+    ]
+    return markdown(pd.concat([answers.reset_index(drop=True), pd.DataFrame(cells)], axis=1))
 
 
-def efficiency_table(rows: Sequence[Row], experiment: Experiment) -> str:
-    """Markdown: how many real images per class train as accurate a classifier as each arm does.
+def _pairing(experiment: Experiment) -> list[str]:
+    """Columns that a classifier and its baseline have in common."""
+    return ["seed", *experiment.columns, *([experiment.pool] if experiment.pool else [])]
 
-    Empty unless the experiment's one column is data.num_per_class, with several values.
+
+def _cell(numbers: pd.DataFrame, key: tuple[str, ...], spread: str, experiment: Experiment) -> str:
+    index: Any = key if len(key) > 1 else key[0]
+    row: Any = numbers.loc[index]
+    digits = 2 if experiment.figure.metric in OF_CLASSIFIERS else 5
+    return mean_and_spread(row["mean"], row[spread], digits, "+" if spread == "stderr" else "")
+
+
+def efficiency_table(rows: pd.DataFrame, experiment: Experiment, baselines: Mapping[str, str]) -> str:
+    """Markdown: how many real images per class train as accurate a classifier as each arm of `worth` does.
+
+    Empty if there is no such arm, or one number of images only.
     """
-    if experiment.columns != [SIZE] or "real" not in experiment.arms:
+    if not experiment.worth or rows[SIZE].nunique() == 1:
         return ""
-    mean = {key: summarize(values).mean for key, values in _by_seed(rows, experiment).items()}
-    real = {int(size): value for (size, arm), value in mean.items() if arm == "real"}
-    if len(real) == 1:
-        return ""
-    arms = [arm for arm in experiment.arms if arm not in ("real", "reconstruction")]
+    mean = statistics(shown(rows, experiment), [ARM, SIZE])["mean"]
     lines = [
-        "| real images per class | " + " | ".join(f"worth this many: {arm}" for arm in arms) + " |",
-        "|" + "---|" * (1 + len(arms)),
+        {"real images per class": size}
+        | {
+            f"worth this many: {arm}": _worth(mean[baselines[arm]], mean[arm, size], float(size))
+            for arm in experiment.worth
+        }
+        for size in rows[SIZE].unique()
     ]
-    for size in real:
-        worth = [matching_size(real, mean[str(size), arm]) for arm in arms]
-        cells = [f"more than {max(real)}" if w is None else f"{w:.1f} ({w / size:.1f}x)" for w in worth]
-        lines.append(f"| {size} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return markdown(pd.DataFrame(lines))
 
 
-def _mean(s: Summary) -> str:
-    return f"{s.mean:.2f}" if s.std is None else f"{s.mean:.2f} ± {s.std:.2f}"
-
-
-def _gain(s: Summary) -> str:
-    return f"{s.mean:+.2f}" if s.stderr is None else f"{s.mean:+.2f} ± {s.stderr:.2f}"
-
-
-def figure(rows: Sequence[Row], experiment: Experiment) -> bytes:
-    """PNG: means over seeds with bars of one standard deviation."""
-    return vl_convert.vegalite_to_png(figure_spec(rows, experiment), scale=2)
-
-
-def figure_spec(rows: Sequence[Row], experiment: Experiment) -> dict[str, Any]:
-    """The figure in Vega-Lite."""
-    drawn = experiment.figure
-    chosen = [r for r in rows if (r["metric"], r["split"]) == (drawn.metric, experiment.split)]
-    shown: list[dict[str, Any]] = [
-        {**row, "value": float(row["value"])} for row in chosen if row["arm"] in experiment.arms
-    ]
-    y = {"field": "value", "type": "quantitative", "scale": {"zero": False}}
-    title = f"{'test' if experiment.split == 'test' else 'validation'} {drawn.metric.replace('_', ' ')}, %"
-    encoding = {"x": _x(shown, experiment), "color": _discrete(shown, drawn.color)}
-    bars = {"mark": {"type": "errorbar", "extent": "stdev"}, "encoding": {"y": {**y, "title": title}}}
-    mean = {"y": {**y, "aggregate": "mean", "title": title}}
-    layers = [bars, {"mark": {"type": "line", "point": True}, "encoding": mean}]
-    unit = {"width": 300, "height": 260, "encoding": encoding, "layer": layers}
-    spec: dict[str, Any] = {"data": {"values": shown}, "config": {"legend": {"titleLimit": 400}}}
-    if drawn.columns is None:
-        return spec | unit
-    return spec | {"facet": {"column": _discrete(shown, drawn.columns)}, "spec": unit}
-
-
-def _x(shown: Sequence[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
-    """The x axis: numbers to scale, names in order of appearance."""
-    name, values = experiment.figure.x, values_of(shown, experiment.figure.x)
-    if not all(_is_number(v) for v in values):
-        return {**_discrete(shown, name), "axis": {"labelAngle": -30}}
-    for row in shown:
-        row[_escape(name)] = float(row[name])
-    scale = {"type": "log", "nice": False} if experiment.figure.log_x else {"zero": False, "nice": False}
-    axis = {"values": [float(v) for v in values], "labelExpr": "datum.value", "labelOverlap": True}
-    field = {"field": _escape(name), "type": "quantitative"}
-    return {**field, "scale": scale, "axis": axis, "title": name}
-
-
-def _discrete(shown: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    for row in shown:
-        row[_escape(name)] = row[name]
-    values = values_of(shown, name)
-    field = {"field": _escape(name), "type": "nominal", "sort": values, "title": name}
-    if name != "arm":
-        return field
-    return {**field, "scale": {"domain": values, "range": [_ARM_COLORS[arm] for arm in values]}}
-
-
-def _escape(name: str) -> str:
-    """Vega-Lite reads a dot in a field's name as nesting."""
-    return name.replace(".", "_")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _worth(real: pd.Series, target: float, size: float) -> str:
+    """What `matching_size` finds, and how many times the number of images at hand that is."""
+    by_size = {int(str(k)): value for k, value in real.items()}
+    found = matching_size(by_size, target)
+    return f"more than {max(by_size)}" if found is None else f"{found:.1f} ({found / size:.1f}x)"

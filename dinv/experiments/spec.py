@@ -1,7 +1,7 @@
 """What an experiment is: a file of experiments/, typed and validated."""
 
+import copy
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,27 +10,34 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from dinv.classify.arms import baselines, image_sets
 from dinv.errors import UserError
-from dinv.params import ARMS, Params, parse_params
+from dinv.metrics.image_sets import REAL, UNSEEN
+from dinv.params import Params, parse_params
+from dinv.sources.validation import has_validation
 
 FOLDER = Path("experiments")
-CELL = "cell"
-Settings = dict[str, Any]  # "section.key" -> value
+CELL, ARM = "cell", "arm"
+SIZE = "data.num_per_class"
+HELDOUT = "heldout_loss"
+OF_CLASSIFIERS = ("top1_accuracy", "balanced_accuracy", "expected_calibration_error")
+Settings = dict[str, Any]  # "section.key" or "section.block.key" -> value
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class Figure(BaseModel):
     """Means over seeds with bars of one standard deviation, one line per colour.
 
-    `x` and `color` are parameters of the grid, `cell` or `arm`; `columns` makes one panel per value.
+    `x` and `color` are parameters of the grid, `cell` or `arm`; `columns` makes one panel per value. `metric`
+    is a number of classifiers, in percent, or heldout_loss, or FEATURES.METRIC of image sets.
     """
 
     model_config = _STRICT
     x: str
-    color: str = "arm"
+    color: str = ARM
     columns: str | None = None
     log_x: bool = False
-    metric: str = "top1_accuracy"
+    metric: str = OF_CLASSIFIERS[0]
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,10 @@ class Experiment(BaseModel):
         set: parameters that differ from params.yaml in every run.
         grid: parameters with the values to combine.
         cells: settings that change together, by name; combined with the grid.
-        arms: what the table and the figure show.
+        arms: what the table and the figure show: arms of params.yaml, all if none is named. If figure.metric
+            is no number of classifiers: blocks of `invert`, or image sets.
+        worth: arms that a second table translates into numbers of real images, for a grid of
+            data.num_per_class.
         pool: a parameter of the grid, such as data.seed, whose values count as further seeds.
         split: `val` where a parameter is chosen by the answer, `test` only where none is.
         figure: how it is drawn.
@@ -65,9 +75,10 @@ class Experiment(BaseModel):
     set: Settings = {}
     grid: dict[str, list[Any]] = {}
     cells: dict[str, Settings] = {}
-    arms: list[Literal["real", "reconstruction", "synthetic", "mixed"]] = list(ARMS)  # type: ignore[arg-type]
+    arms: list[str] = []
+    worth: list[str] = []
     pool: str | None = None
-    split: Literal["val", "test"]
+    split: Literal["val", "test"] | None = None
     figure: Figure
 
     @property
@@ -94,8 +105,11 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
         name: file name without suffix.
         base: the sections of params.yaml.
 
+    Returns:
+        The experiment, its arms all named and in the order of params.yaml.
+
     Raises:
-        UserError: there is no such file, or a parameter of it is unknown or out of range.
+        UserError: there is no such file, or what it says is unknown, out of range or without effect.
     """
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -107,26 +121,32 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     _check_names(experiment, path)
     for run in experiment.runs():
-        parse_params(changed(base, run.settings, path), str(path))
-    return experiment
+        _check_split(experiment, parse_params(changed(base, run.settings, path), str(path)), path)
+    return _with_arms(experiment, parse_params(base), path)
 
 
 def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, Any]:
     """The sections of a parameter file with some values replaced; raises UserError on unknown names."""
-    sections = {name: dict(values) for name, values in base.items()}
+    sections = copy.deepcopy(base)
     for name, value in settings.items():
-        section, _, key = name.partition(".")
-        if key not in sections.get(section, {}):
-            known = ", ".join(Params.model_fields)
-            raise UserError(f"{path}: {name}: no such parameter; write section.key, sections are {known}")
-        sections[section][key] = value
+        *blocks, key = name.split(".")
+        place: Any = sections
+        for block in blocks:
+            place = place.get(block) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or key not in place:
+            raise UserError(
+                f"{path}: {name}: no such parameter; write section.key or section.block.key as in params.yaml"
+            )
+        place[key] = value
     return sections
 
 
 def _check_names(experiment: Experiment, path: Path) -> None:
     if experiment.pool is not None and experiment.pool not in experiment.grid:
         raise UserError(f"{path}: pool: {experiment.pool} is not in the grid; add it with its values")
-    figure, columns = experiment.figure, ["arm", *experiment.columns]
+    if experiment.worth and experiment.columns != [SIZE]:
+        raise UserError(f"{path}: worth: the grid must be {SIZE} with several values, and nothing else")
+    figure, columns = experiment.figure, [ARM, *experiment.columns]
     for name in (figure.x, figure.color, figure.columns):
         if name is not None and name not in columns:
             raise UserError(
@@ -134,6 +154,40 @@ def _check_names(experiment: Experiment, path: Path) -> None:
             )
 
 
-def values_of(rows: Sequence[dict[str, Any]], column: str) -> list[Any]:
-    """Distinct values of a column, in order of appearance."""
-    return list(dict.fromkeys(row[column] for row in rows))
+def _check_split(experiment: Experiment, params: Params, path: Path) -> None:
+    """A split is named if and only if the metric needs one, and will have images."""
+    metric = experiment.figure.metric
+    if metric in OF_CLASSIFIERS and experiment.split is None:
+        raise UserError(f"{path}: split: missing; write val where a parameter is chosen, else test")
+    if metric not in OF_CLASSIFIERS and experiment.split is not None:
+        raise UserError(f"{path}: split: {metric} is not measured on a split; remove it")
+    if experiment.split == "val" and not has_validation(params.data):
+        raise UserError(
+            f"{path}: split: val, but data.num_val_per_class = 0 and {params.data.source} brings no "
+            "validation images of its own; set data.num_val_per_class, in params.yaml or in the experiment"
+        )
+
+
+def _with_arms(experiment: Experiment, params: Params, path: Path) -> Experiment:
+    """Names of arms, or of what else the metric is measured on, checked and in order."""
+    known = _series(experiment.figure.metric, params, path)
+    unknown = [arm for arm in (*experiment.arms, *experiment.worth) if arm not in known]
+    if unknown:
+        raise UserError(f"{path}: {unknown[0]}: no such arm; there are {', '.join(known)}")
+    arms = [arm for arm in known if arm in experiment.arms or not experiment.arms]
+    for arm in experiment.worth:
+        if baselines(params.arms).get(arm) not in arms:
+            raise UserError(f"{path}: worth: {arm} has no baseline of real images among {', '.join(arms)}")
+    return experiment.model_copy(update={"arms": arms})
+
+
+def _series(metric: str, params: Params, path: Path) -> list[str]:
+    """What a metric has values for."""
+    if metric in OF_CLASSIFIERS:
+        return list(params.arms)
+    if metric == HELDOUT:
+        return list(params.invert)
+    if metric.partition(".")[0] not in params.measure.features:
+        known = ", ".join([*OF_CLASSIFIERS, HELDOUT, *(f"{name}.METRIC" for name in params.measure.features)])
+        raise UserError(f"{path}: figure.metric = {metric!r}: no such metric; there are {known}")
+    return [REAL, *image_sets(params.arms), UNSEEN]

@@ -11,19 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoModel, BitImageProcessor, CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from dinv.errors import UserError
 from dinv.features.network import IMAGE_SIZE, load_network
-from dinv.files import digest_of, file_digest
 from dinv.images.resize import convert_batch
 
 Extractor = Callable[[NDArray[np.uint8]], torch.Tensor]
-_HUB_FILES = ("*.json", "*.safetensors")
 
 
 def fashion(location: Path, device: torch.device) -> Extractor:
@@ -85,50 +81,6 @@ def load_extractor(name: str, location: Path, device: torch.device) -> Extractor
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"measure.features: {name} at {location} cannot be loaded ({reason})") from error
     return torch.no_grad()(lambda images: extract(images).float().cpu())
-
-
-def locate(name: str, location: str, local_files_only: bool = False) -> Path:
-    """The file or folder of a network: a path, or repository@commit on the hub, fetched if need be.
-
-    Raises:
-        UserError: there is no such path and it names no commit, or the hub cannot be reached.
-    """
-    path = Path(location)
-    if path.exists():
-        return path
-    repository, _, commit = location.partition("@")
-    where = f"measure.features: {name} at {location!r}"
-    if not commit or name not in ("dinov2", "clip"):
-        raise UserError(f"{where}: no such path{_REMEDIES.get(name, '; restore the folder')}")
-    try:
-        patterns = list(_HUB_FILES)
-        return Path(
-            snapshot_download(
-                repository, revision=commit, allow_patterns=patterns, local_files_only=local_files_only
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{where}: cannot be fetched from the hub ({reason}); check both values and the network, "
-            "or give a local folder"
-        ) from error
-
-
-_HUB_REMEDY = "; give a folder, or repository@commit of the Hugging Face hub"
-_REMEDIES = {
-    "inception": "; fetch weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases",
-    "dinov2": _HUB_REMEDY,
-    "clip": _HUB_REMEDY,
-}
-
-
-def location_digest(location: Path) -> str:
-    """SHA-256 over the names and bytes of a network's files."""
-    if location.is_file():
-        return file_digest(location)
-    used = [f for f in sorted(location.rglob("*.*")) if f.suffix in {".json", ".safetensors"}]
-    return digest_of({f.relative_to(location).as_posix(): file_digest(f) for f in used})
 
 
 def _transformer(processor: Any, network: torch.nn.Module, output: str, device: torch.device) -> Extractor:

@@ -1,4 +1,4 @@
-"""The worker of the measure stage, and features as parts: safetensors files of one [N, D] array."""
+"""The worker that extracts features, and features as parts: safetensors files of one [N, D] array."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,11 +1,6 @@
-"""Write an image set as a folder per class, for programs that read no Parquet.
+"""Write an image set as a folder per class, for programs that read no Parquet."""
 
-python -m dinv.images.export data/generated my_generated_images
-"""
-
-import argparse
 import re
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -51,19 +46,3 @@ def _require_distinct(names: list[str], originals: list[str], source: Path) -> N
                 f"{source}: classes {originals[names.index(name)]!r} and {originals[i]!r} would share the "
                 f"folder {name!r}; rename one"
             )
-
-
-def main() -> None:
-    """Command line; a UserError becomes one line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("source", type=Path, help="an image set: data/generated, data/real/train, ...")
-    parser.add_argument("target", type=Path, help="new folder")
-    args = parser.parse_args()
-    try:
-        print(f"{export_image_folder(args.source, args.target)} images in {args.target}")
-    except UserError as error:
-        sys.exit(f"export: {error}")
-
-
-if __name__ == "__main__":
-    main()

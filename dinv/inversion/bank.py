@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from dinv.errors import UserError
 from dinv.execution.parts import Codec
+from dinv.files import atomic_write
+from dinv.inversion.base import Loss
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class EmbeddingBank:
         prompt_embeds: [N, K, D], float32 or, as stored, float16.
         labels: int64 [N].
         ids: the images' ids, N distinct strings.
-        train_loss: [V, N], each visit's denoising loss, of the embeddings' dtype.
+        train_visits: int64 [P], ends of about 40 intervals of visits.
+        train_loss: [P, N], denoising loss, mean over each interval, of the embeddings' dtype.
         heldout_visits: int64 [M], after how many visits the held-out loss was measured.
         heldout_loss: [M, N], denoising loss on fixed draws never trained on, of the same dtype.
     """
@@ -30,6 +33,7 @@ class EmbeddingBank:
     prompt_embeds: torch.Tensor
     labels: torch.Tensor
     ids: list[str]
+    train_visits: torch.Tensor
     train_loss: torch.Tensor
     heldout_visits: torch.Tensor
     heldout_loss: torch.Tensor
@@ -54,8 +58,9 @@ class EmbeddingBank:
         return (self.prompt_embeds.shape[1], self.prompt_embeds.shape[2])
 
 
+_STATISTICS = "statistics.safetensors"
 _FLOATS = ("prompt_embeds", "train_loss", "heldout_loss")
-_TENSORS = ("prompt_embeds", "labels", "train_loss", "heldout_visits", "heldout_loss")
+_TENSORS = ("prompt_embeds", "labels", "train_visits", "train_loss", "heldout_visits", "heldout_loss")
 
 
 def save_bank(bank: EmbeddingBank, path: Path) -> None:
@@ -98,6 +103,7 @@ def concatenate(parts: list[EmbeddingBank]) -> EmbeddingBank:
         torch.cat([p.prompt_embeds for p in parts]),
         torch.cat([p.labels for p in parts]),
         [i for p in parts for i in p.ids],
+        parts[0].train_visits,
         torch.cat([p.train_loss for p in parts], dim=1),
         parts[0].heldout_visits,
         torch.cat([p.heldout_loss for p in parts], dim=1),
@@ -111,6 +117,7 @@ def take(bank: EmbeddingBank, rows: Sequence[int]) -> EmbeddingBank:
         bank.prompt_embeds[index],
         bank.labels[index],
         [bank.ids[i] for i in rows],
+        bank.train_visits,
         bank.train_loss[:, index],
         bank.heldout_visits,
         bank.heldout_loss[:, index],
@@ -192,34 +199,34 @@ def bank_statistics(parts: Iterable[EmbeddingBank], num_classes: int) -> BankSta
     return BankStatistics(mean.float(), variance.sqrt().float(), (total / count.clamp_min(1)).float())
 
 
-def save_statistics(statistics: BankStatistics, path: Path) -> None:
-    """Write as safetensors."""
-    save_file({k: v.contiguous() for k, v in vars(statistics).items()}, path)
+def save_statistics(statistics: BankStatistics, folder: Path) -> None:
+    """Write as safetensors beside the bank's parts."""
+    tensors = {k: v.contiguous() for k, v in vars(statistics).items()}
+    with atomic_write(folder / _STATISTICS) as temporary:
+        save_file(tensors, temporary)
 
 
-def load_statistics(path: Path) -> BankStatistics:
+def load_statistics(folder: Path) -> BankStatistics:
     """Read; raises UserError when missing or damaged."""
+    path = folder / _STATISTICS
     try:
         return BankStatistics(**load_file(path))
     except (SafetensorError, OSError, TypeError) as error:
         raise UserError(f"{path}: missing or damaged; run dvc checkout, or dvc repro invert") from error
 
 
-@dataclass(frozen=True)
-class LossCurves:
-    """Denoising losses averaged over images: [V] of training, [M] held out, after which visits."""
-
-    train: torch.Tensor
-    heldout_visits: torch.Tensor
-    heldout: torch.Tensor
-
-
-def loss_curves(parts: Iterable[EmbeddingBank]) -> LossCurves:
-    """Accumulate over parts, in float64."""
+def loss_curves(parts: Iterable[EmbeddingBank]) -> list[Loss]:
+    """Denoising losses, means over images, accumulated over parts in float64."""
     n, train, heldout = 0, torch.zeros(()), torch.zeros(())
     for part in parts:
         n += len(part.ids)
         train = train + part.train_loss.double().sum(1)
         heldout = heldout + part.heldout_loss.double().sum(1)
-        visits = part.heldout_visits
-    return LossCurves(train / n, visits, heldout / n)
+    return [
+        Loss(kind, int(visit), round(float(total) / n, 6))
+        for kind, visits, totals in (
+            ("training", part.train_visits, train),
+            ("heldout", part.heldout_visits, heldout),
+        )
+        for visit, total in zip(visits, totals, strict=True)
+    ]

@@ -8,18 +8,39 @@ on which images share its batch nor on how many.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion, Posterior
 from dinv.errors import UserError
 from dinv.inversion.bank import EmbeddingBank, concatenate
-from dinv.inversion.params import InvertParams
+from dinv.inversion.base import MethodParams
 from dinv.rng import generator
+from dinv.section import Beta, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 
 NUM_HELDOUT_DRAWS = 8
 NUM_HELDOUT_POINTS = 3  # each costs 8 forward passes per image
+NUM_CURVE_POINTS = 40
 _GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class ImageEmbeddingsParams(MethodParams):
+    """How an embedding is learned for every image."""
+
+    num_tokens: PositiveInt
+    init: Literal["normal", "empty"]
+    init_std: NonNegativeFloat
+    num_visits: PositiveInt
+    lr: PositiveFloat
+    lr_schedule: Literal["constant", "cosine"]
+    adam_beta1: Beta
+    adam_beta2: Beta
+    weight_decay: NonNegativeFloat
+    timestep_sampling: Literal["uniform", "stratified"]
+    latents: Literal["sample", "mean"]
+    storage_dtype: Literal["float32", "float16"]
+    seed: Seed
 
 
 def denoising_loss(
@@ -41,7 +62,7 @@ def denoising_loss(
 class ImageStream:
     """All random draws of one image's inversion, keyed by (seed, image id)."""
 
-    params: InvertParams
+    params: ImageEmbeddingsParams
     image_id: str
 
     def __post_init__(self) -> None:
@@ -66,7 +87,7 @@ class ImageStream:
         return torch.randn(shape, generator=self._generator)
 
 
-def learning_rate(params: InvertParams, visit: int) -> float:
+def learning_rate(params: ImageEmbeddingsParams, visit: int) -> float:
     """Learning rate of a visit (0-based): constant, or a half cosine from lr to 0."""
     if params.lr_schedule == "constant":
         return params.lr
@@ -74,7 +95,7 @@ def learning_rate(params: InvertParams, visit: int) -> float:
 
 
 def initial_embeddings(
-    model: LatentDiffusion, streams: Sequence[ImageStream], params: InvertParams
+    model: LatentDiffusion, streams: Sequence[ImageStream], params: ImageEmbeddingsParams
 ) -> torch.Tensor:
     """Where learning starts, float32 [B, K, D]: normal noise, around the empty prompt or zero."""
     shape = (params.num_tokens, model.width)
@@ -87,7 +108,7 @@ def invert(
     images: torch.Tensor,
     labels: torch.Tensor,
     ids: Sequence[str],
-    params: InvertParams,
+    params: ImageEmbeddingsParams,
     micro_batch: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> EmbeddingBank:
@@ -108,7 +129,7 @@ def _invert_together(
     images: torch.Tensor,
     labels: torch.Tensor,
     ids: Sequence[str],
-    params: InvertParams,
+    params: ImageEmbeddingsParams,
     advance: Callable[[int], None],
 ) -> EmbeddingBank:
     posterior = model.encode(images)
@@ -130,11 +151,13 @@ def _invert_together(
             f"invert: the embedding of {ids[0]!r} or a batch mate diverged (not finite); lower "
             "invert.lr, or set model.dtype to float32 or bfloat16"
         )
+    ends, means = interval_means(torch.stack(train_loss).cpu())
     return EmbeddingBank(
         c.detach().cpu(),
         labels.cpu(),
         list(ids),
-        torch.stack(train_loss).cpu(),
+        ends,
+        means,
         torch.tensor(measured),
         torch.stack(heldout_loss).cpu(),
     )
@@ -167,6 +190,13 @@ def _visit(
     return loss.detach()
 
 
+def interval_means(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ends int64 [P] of about 40 intervals of visits, and means over them, [P, N], of losses [V, N]."""
+    interval = max(1, len(losses) // NUM_CURVE_POINTS)
+    ends = torch.arange(interval, len(losses) + 1, interval)
+    return ends, losses[: ends[-1]].view(len(ends), interval, -1).mean(1)
+
+
 def heldout_visits(num_visits: int) -> list[int]:
     """After how many visits the held-out loss is measured: at the start, in the middle, at the end."""
     last = NUM_HELDOUT_POINTS - 1
@@ -174,7 +204,7 @@ def heldout_visits(num_visits: int) -> list[int]:
 
 
 def heldout_draws(
-    model: LatentDiffusion, posterior: Posterior, ids: Sequence[str], params: InvertParams
+    model: LatentDiffusion, posterior: Posterior, ids: Sequence[str], params: ImageEmbeddingsParams
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return c -> denoising loss [B] on 8 evenly spaced timesteps with fixed noise per image."""
     edges = torch.arange(NUM_HELDOUT_DRAWS) + 0.5

@@ -1,22 +1,18 @@
 """The section `measure` of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from dinv.features.params import FeatureNetwork
 from dinv.section import PositiveInt, Section, Seed
 
 
 class MeasureParams(Section):
     """How image sets are compared."""
 
-    features: Annotated[dict[Literal["fashion", "inception", "dinov2", "clip"], str], Field(min_length=1)]
+    features: Annotated[dict[str, FeatureNetwork], Field(min_length=1)]
     num_images: Annotated[int, Field(ge=2)]
     num_neighbors: PositiveInt
+    num_draws: PositiveInt
     seed: Seed
-
-
-class EvaluateParams(Section):
-    """What is reported."""
-
-    confusion_arm: Literal["real", "reconstruction", "synthetic", "mixed"]

@@ -1,59 +1,70 @@
-"""From one score per classifier to the tables that people and DVC read."""
+"""From one score per classifier to the tables that people and DVC read.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Scores are a table with one row per classifier and split: arm, seed, split, top1_accuracy,
+balanced_accuracy and expected_calibration_error, the last three in percent.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-from dinv.metrics.accuracy import Summary, difference, summarize
+import pandas as pd
+
+from dinv.metrics.gains import paired_gains, statistics
+from dinv.metrics.tables import markdown, mean_and_spread
+
+DIGITS = 3
 
 
-@dataclass(frozen=True)
-class Score:
-    """One classifier's accuracies and calibration error on one split, in percent."""
-
-    arm: str
-    seed: int
-    split: str
-    top1_accuracy: float
-    balanced_accuracy: float
-    expected_calibration_error: float
-
-
-def column(scores: Sequence[Score], arm: str, split: str, name: str = "top1_accuracy") -> list[float]:
-    """One number of one arm and split, in order of seed."""
-    chosen = [s for s in scores if (s.arm, s.split) == (arm, split)]
-    return [getattr(s, name) for s in sorted(chosen, key=lambda s: s.seed)]
-
-
-def summary(scores: Sequence[Score], arms: Sequence[str]) -> dict[str, Any]:
+def summary(scores: pd.DataFrame, baselines: Mapping[str, str]) -> dict[str, Any]:
     """Means per arm: top-1 accuracy on test and validation, calibration error and gain over real on test."""
-    by_split = {
-        name: {arm: round(summarize(column(scores, arm, split)).mean, 3) for arm in arms}
-        for name, split in (("top1_accuracy", "test"), ("val_top1_accuracy", "val"))
-        if any(s.split == split for s in scores)
-    }
-    error = "expected_calibration_error"
-    calibration = {arm: round(summarize(column(scores, arm, "test", error)).mean, 3) for arm in arms}
-    gains = {arm: gain(scores, arm).as_dict() for arm in arms if arm != "real"}
-    return {**by_split, error: calibration, "gain_over_real": gains}
+    test, val = scores[scores["split"] == "test"], scores[scores["split"] == "val"]
+    found: dict[str, Any] = {"top1_accuracy": _means(test, "top1_accuracy")}
+    if len(val):
+        found["val_top1_accuracy"] = _means(val, "top1_accuracy")
+    found["expected_calibration_error"] = _means(test, "expected_calibration_error")
+    gains = gains_on_test(scores, baselines)
+    found["gain_over_real"] = {str(arm): _rounded(row) for arm, row in gains.iterrows()}
+    return found
 
 
-def gain(scores: Sequence[Score], arm: str) -> Summary:
-    """Test accuracy of an arm minus that of `real`, paired by seed."""
-    return difference(column(scores, arm, "test"), column(scores, "real", "test"))
+def _means(scores: pd.DataFrame, column: str) -> dict[str, float]:
+    means = scores.groupby("arm", sort=False)[column].mean().round(DIGITS)
+    return {str(arm): float(mean) for arm, mean in means.items()}
 
 
-def markdown_table(scores: Sequence[Score], arms: Sequence[str], num_images: dict[str, int]) -> str:
-    """One line per arm: images, test accuracy with std and n, gain over real with its stderr."""
+def _rounded(row: pd.Series) -> dict[str, float | int | None]:
+    numbers = {name: None if pd.isna(row[name]) else round(row[name], DIGITS) for name in row.index}
+    return numbers | {"n": int(row["n"])}
+
+
+def gains_on_test(scores: pd.DataFrame, baselines: Mapping[str, str]) -> pd.DataFrame:
+    """Arm -> mean, std, stderr and n of its test accuracy minus its baseline's, paired by seed."""
+    return statistics(paired_gains(_test_values(scores), baselines, ["seed"]), ["arm"])
+
+
+def accuracy_table(scores: pd.DataFrame, baselines: Mapping[str, str], num_images: Mapping[str, int]) -> str:
+    """Markdown, a line per arm of `num_images`: images, test accuracy with std and n, gain over real."""
+    accuracy, gains = statistics(_test_values(scores), ["arm"]), gains_on_test(scores, baselines)
     lines = [
-        "| arm | training images | test top-1 accuracy, mean ± std (n) | gain over real ± stderr |",
-        "|---|---|---|---|",
+        {
+            "arm": arm,
+            "training images": n,
+            "test top-1 accuracy, mean ± std (n)": _with_number(accuracy.loc[arm]),
+            "gain over real ± stderr": _gain(gains.loc[arm]) if arm in gains.index else "",
+        }
+        for arm, n in num_images.items()
     ]
-    for arm in arms:
-        s = summarize(column(scores, arm, "test"))
-        g = gain(scores, arm)
-        spread = f" ± {s.std:.2f}" if s.std is not None else ""
-        error = f" ± {g.stderr:.2f}" if g.stderr is not None else ""
-        against = "" if arm == "real" else f"{g.mean:+.2f}{error}"
-        lines.append(f"| {arm} | {num_images[arm]} | {s.mean:.2f}{spread} ({s.n}) | {against} |")
-    return "\n".join(lines) + "\n"
+    return markdown(pd.DataFrame(lines))
+
+
+def _test_values(scores: pd.DataFrame) -> pd.DataFrame:
+    test = scores[scores["split"] == "test"]
+    return test[["arm", "seed", "top1_accuracy"]].rename(columns={"top1_accuracy": "value"})
+
+
+def _with_number(row: Any) -> str:
+    return f"{mean_and_spread(row['mean'], row['std'])} ({row['n']:.0f})"
+
+
+def _gain(row: Any) -> str:
+    return mean_and_spread(row["mean"], row["stderr"], sign="+")

@@ -1,25 +1,47 @@
-"""Tidy tables as CSV files."""
+"""Tidy tables as CSV files, and tables for people as Markdown."""
 
-import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
+from tabulate import DataRow, TableFormat
 
 from dinv.files import atomic_write
 
+_ROW = DataRow("|", "|", "|")
+# Cells are not padded, so that one long cell does not change every line of a committed table.
+_MARKDOWN = TableFormat(
+    lineabove=None,
+    linebelowheader=lambda widths, aligns: "|" + "---|" * len(widths),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=_ROW,
+    datarow=_ROW,
+    padding=1,
+    with_header_hide=None,
+)
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write rows of equal keys, with a header, atomically; equal rows give equal bytes.
 
-    Args:
-        path: the file.
-        rows: column -> value.
-        columns: the header; without it, the keys of the first row.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table with its header, atomically; equal tables give equal bytes."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text.getvalue())
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text cells as Markdown, cells as they are."""
+    text = table.astype(str).to_markdown(
+        index=False, tablefmt=_MARKDOWN, stralign=None, disable_numparse=True
+    )
+    return f"{text}\n"
+
+
+def mean_and_spread(mean: float, spread: float, digits: int = 2, sign: str = "") -> str:
+    """`mean ± spread`, without the spread where it is unknown (not a number); sign "+" writes it always."""
+    text = f"{mean:{sign}.{digits}f}"
+    return text if pd.isna(spread) else f"{text} ± {spread:.{digits}f}"

@@ -1,23 +1,37 @@
-"""The strategy of the paper: sample from perturbed and interpolated learned embeddings."""
+"""Diffusion Inversion (Zhou, Sahak, Ba 2023), stage 2: sample from perturbed and interpolated embeddings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from dinv.diffusion.latent_diffusion import LatentDiffusion
-from dinv.diffusion.sampling import sample
 from dinv.errors import UserError
-from dinv.files import bytes_digest
-from dinv.inversion.bank import BankStatistics
+from dinv.inversion.bank import BankReader, BankStatistics, load_statistics
 from dinv.rng import generator
-from dinv.strategies.params import GenerateParams
-from dinv.strategies.perturb import perturb
-from dinv.strategies.strategy import Draw
+from dinv.section import Fraction, NonNegativeFloat, PositiveInt, Seed
+from dinv.strategies.base import Draw, Inputs, Material, StrategyParams
+from dinv.strategies.from_noise import FromNoise, noise_seeds
 
-_SAMPLER = ("guidance_scale", "scheduler", "num_inference_steps", "seed")
+Key = tuple[str, int]  # (source id, variant)
+
+
+class DiffusionInversionParams(StrategyParams):
+    """`input` is a folder of embeddings that `invert` learned, one per image."""
+
+    num_images_per_embedding: PositiveInt
+    balance_classes: bool
+    noise_std: NonNegativeFloat
+    noise_unit: Literal["absolute", "relative"]
+    interpolation: Fraction
+    interpolation_distribution: Literal["fixed", "uniform"]
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    unconditional: Literal["mean", "empty"]
+    unconditional_scope: Literal["dataset", "class"]
+    scheduler: Literal["pndm", "ddim", "dpmsolver++"]
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
+    seed: Seed
 
 
 class Bank(Protocol):
@@ -36,57 +50,24 @@ class Bank(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SampleRequest:
-    """Images to sample: each from its own noise, keyed by (seed, source id, variant).
+def perturb(
+    c_i: torch.Tensor, c_j: torch.Tensor, a: torch.Tensor, noise_std: torch.Tensor, xi: torch.Tensor
+) -> torch.Tensor:
+    """c' = (1 - a) c_i + a c_j + lambda xi.
 
-    Attributes:
-        prompt_embeds: the perturbed embeddings c', float32 [B, K, D].
-        negative_prompt_embeds: unconditional conditions, [B, K, D]; not used at guidance scale 1.
-        keys: (source id, variant) of each image.
-        params: the sampler's settings.
+    Args:
+        c_i: the image's embedding, float32 [B, K, D].
+        c_j: its partner's, of the same class and never c_i itself, [B, K, D].
+        a: weight of the partner in [0, 1], [B].
+        noise_std: lambda, a number, or one per element [K, D] when relative to the bank's spread.
+        xi: N(0, I), [B, K, D].
     """
-
-    prompt_embeds: torch.Tensor
-    negative_prompt_embeds: torch.Tensor
-    keys: list[tuple[str, int]]
-    params: GenerateParams
-
-    def render(self, model: LatentDiffusion) -> torch.Tensor:
-        """Sample the images; raises UserError when the embeddings do not fit the model."""
-        if self.prompt_embeds.shape[2] != model.width:
-            raise UserError(
-                f"data/embeddings: embeddings have width {self.prompt_embeds.shape[2]}, the model's "
-                f"cross-attention {model.width}; run dvc repro invert with this model.path"
-            )
-        p = self.params
-        noise = torch.stack([keyed_randn(p.seed, "latents", key, model.latent_shape) for key in self.keys])
-        return sample(
-            model,
-            noise,
-            self.prompt_embeds,
-            self.negative_prompt_embeds,
-            p.guidance_scale,
-            p.scheduler,
-            p.num_inference_steps,
-        )
-
-    def split(self, size: int) -> list["SampleRequest"]:
-        """The same images in requests of at most `size`."""
-        cuts = [slice(i, i + size) for i in range(0, len(self.keys), size)]
-        return [
-            replace(
-                self,
-                prompt_embeds=self.prompt_embeds[cut],
-                negative_prompt_embeds=self.negative_prompt_embeds[cut],
-                keys=self.keys[cut],
-            )
-            for cut in cuts
-        ]
+    a = a.view(-1, 1, 1)
+    return (1 - a) * c_i + a * c_j + noise_std * xi
 
 
-class DiffusionInversion:
-    """Perturbs and interpolates the embeddings of a bank.
+class Perturbation:
+    """The conditions of a bank's variants, as pure functions of (row, variant).
 
     `empty_prompt` is the empty prompt's embedding [K, D], needed if params.unconditional says so.
 
@@ -98,16 +79,18 @@ class DiffusionInversion:
         self,
         bank: Bank,
         statistics: BankStatistics,
-        params: GenerateParams,
+        params: DiffusionInversionParams,
         empty_prompt: torch.Tensor | None = None,
     ):
         self.bank, self.statistics, self.params = bank, statistics, params
+        self.empty_prompt = empty_prompt
         self._noise_std = noise_std(statistics, params)
         self._members = {int(k): torch.nonzero(bank.labels == k).flatten() for k in bank.labels.unique()}
         require_partners(self._members, bank.ids, params)
-        self._uncond = self._unconditional(empty_prompt)
+        self._uncond = self._unconditional()
         self._rounds = rounds(self._members, params)
         self._ends = np.cumsum([len(rows) for rows in self._rounds])
+        self._row_of = {image_id: row for row, image_id in enumerate(bank.ids)}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -118,55 +101,20 @@ class DiffusionInversion:
 
     def conditions(self, draws: Sequence[Draw]) -> torch.Tensor:
         """The perturbed embeddings c', float32 [B, K, D]."""
-        c_i = self.bank.embeds([d.row for d in draws])
-        c_j = self.bank.embeds([d.row if d.partner is None else d.partner for d in draws])
-        a = torch.tensor([d.interpolation for d in draws])
-        keys, seed = self._keys(draws), self.params.seed
-        xi = torch.stack([keyed_randn(seed, "embedding", key, self.bank.shape) for key in keys])
-        return perturb(c_i, c_j, a, self._noise_std, xi)
+        c_i = self.bank.embeds(self._rows(draws))
+        c_j = self.bank.embeds([self._row_of[str(d.facts["partner_id"])] for d in draws])
+        a = torch.tensor([float(d.facts["interpolation"]) for d in draws])
+        seed, shape = self.params.seed, self.bank.shape
+        xi = [torch.randn(shape, generator=generator(seed, "embedding", *key)) for key in keys(draws)]
+        return perturb(c_i, c_j, a, self._noise_std, torch.stack(xi))
 
     def unconditional(self, draws: Sequence[Draw]) -> torch.Tensor:
         """Unconditional conditions, float32 [B, K, D]."""
-        labels = self.bank.labels[[d.row for d in draws]]
+        labels = self.bank.labels[self._rows(draws)]
         return self._uncond[labels if len(self._uncond) > 1 else torch.zeros_like(labels)]
 
-    def request(self, draws: Sequence[Draw]) -> SampleRequest:
-        """What a worker needs to make the images."""
-        return SampleRequest(
-            self.conditions(draws), self.unconditional(draws), self._keys(draws), self.params
-        )
-
-    def fingerprints(self, draws: Sequence[Draw]) -> list[Any]:
-        """Per image: condition, unconditional condition, sampler, key of the noise, provenance."""
-        tensors = [self.conditions(draws)]
-        if self.params.guidance_scale > 1:
-            tensors.append(self.unconditional(draws))
-        sampler = {k: getattr(self.params, k) for k in _SAMPLER}
-        columns = self.provenance(draws)
-        return [
-            {
-                "tensors": bytes_digest(*(t[i].numpy().tobytes() for t in tensors)),
-                "sampler": sampler,
-                "provenance": {k: v[i] for k, v in columns.items()},
-            }
-            for i in range(len(draws))
-        ]
-
-    def provenance(self, draws: Sequence[Draw]) -> dict[str, list[Any]]:
-        """Source, partner, lambda, a, guidance scale, sampler and seed per image."""
-        ids, p = self.bank.ids, self.params
-        return {
-            "source_id": [ids[d.row] for d in draws],
-            "variant": [d.variant for d in draws],
-            "partner_id": [ids[d.row if d.partner is None else d.partner] for d in draws],
-            "interpolation": [d.interpolation for d in draws],
-            "noise_std": [p.noise_std] * len(draws),
-            "noise_unit": [p.noise_unit] * len(draws),
-            "guidance_scale": [p.guidance_scale] * len(draws),
-            "scheduler": [p.scheduler] * len(draws),
-            "num_inference_steps": [p.num_inference_steps] * len(draws),
-            "seed": [p.seed] * len(draws),
-        }
+    def _rows(self, draws: Sequence[Draw]) -> list[int]:
+        return [self._row_of[str(d.source_id)] for d in draws]
 
     def _place(self, index: int) -> tuple[int, int]:
         """(row, variant) of an image."""
@@ -175,43 +123,99 @@ class DiffusionInversion:
         return int(rows[index - self._ends[variant]]), variant
 
     def _draw(self, row: int, variant: int) -> Draw:
-        params = self.params
-        if params.interpolation == 0:
-            return Draw(row, variant, None, 0.0)
-        g = generator(params.seed, "partner", self.bank.ids[row], variant)
+        p, source = self.params, self.bank.ids[row]
+        partner, a = self._partner(row, variant) if p.interpolation > 0 else (row, 0.0)
+        facts: dict[str, int | float | str] = {
+            "variant": variant,
+            "partner_id": self.bank.ids[partner],
+            "interpolation": a,
+            "noise_std": p.noise_std,
+            "noise_unit": p.noise_unit,
+            "guidance_scale": p.guidance_scale,
+            "scheduler": p.scheduler,
+            "num_inference_steps": p.num_inference_steps,
+            "seed": p.seed,
+        }
+        return Draw(f"{source}#{variant}", int(self.bank.labels[row]), source, facts)
+
+    def _partner(self, row: int, variant: int) -> tuple[int, float]:
+        """Another row of the same class, and its weight a."""
+        p = self.params
+        g = generator(p.seed, "partner", self.bank.ids[row], variant)
         members = self._members[int(self.bank.labels[row])]
         # The row's own place is skipped, so that it is never its own partner.
         place = int(torch.randint(len(members) - 1, (), generator=g))
-        partner = int(members[place + int(members[place] >= row)])
-        share = torch.rand((), generator=g).item()
-        uniform = params.interpolation_distribution == "uniform"
-        return Draw(row, variant, partner, params.interpolation * (share if uniform else 1.0))
+        share = torch.rand((), generator=g).item() if p.interpolation_distribution == "uniform" else 1.0
+        return int(members[place + int(members[place] >= row)]), p.interpolation * share
 
-    def _keys(self, draws: Sequence[Draw]) -> list[tuple[str, int]]:
-        return [(self.bank.ids[d.row], d.variant) for d in draws]
-
-    def _unconditional(self, empty_prompt: torch.Tensor | None) -> torch.Tensor:
+    def _unconditional(self) -> torch.Tensor:
         """[1, K, D] for all images, or one per class [M, K, D]."""
-        if self.params.unconditional == "empty" and self.params.guidance_scale > 1:
-            assert empty_prompt is not None
-            return empty_prompt.cpu()[None]
+        if needs_empty_prompt(self.params):
+            assert self.empty_prompt is not None
+            return self.empty_prompt.cpu()[None]
         if self.params.unconditional_scope == "class":
             return self.statistics.class_means
         return self.statistics.mean[None]
 
 
-def keyed_randn(seed: int, purpose: str, key: tuple[str, int], shape: tuple[int, ...]) -> torch.Tensor:
-    """N(0, I) for one purpose and one variant of one image."""
-    return torch.randn(shape, generator=generator(seed, purpose, *key))
+class DiffusionInversion(Perturbation):
+    """The strategy: `Perturbation` of the bank in `input`, rendered with guidance."""
+
+    Params = DiffusionInversionParams
+
+    def __init__(self, params: DiffusionInversionParams, material: Material):
+        bank, statistics = BankReader(material.folder), load_statistics(material.folder)
+        # The model is loaded only where its empty prompt is needed.
+        needed = needs_empty_prompt(params)
+        empty = material.open_model().empty_prompt_embeds(bank.shape[0]) if needed else None
+        super().__init__(bank, statistics, params, empty)
+        self.material = material
+
+    def inputs(self, draws: Sequence[Draw]) -> Inputs:
+        """Conditions and seeds of the start latents."""
+        inputs = {
+            "prompt_embeds": self.conditions(draws),
+            "noise_seed": noise_seeds(self.params.seed, keys(draws)),
+        }
+        if self.params.guidance_scale > 1:
+            inputs["negative_prompt_embeds"] = self.unconditional(draws)
+        return inputs
+
+    def renderer(self) -> FromNoise:
+        """Samples from noise."""
+        p = self.params
+        return FromNoise(p.guidance_scale, p.scheduler, p.num_inference_steps)
+
+    def previews(self) -> "list[tuple[str, DiffusionInversion]]":
+        """Rising lambda without and with guidance."""
+        rows = []
+        for scale, factors in ((1.0, (0.0, 1.0, 2.0)), (2.0, (0.0, 1.0))):
+            for factor in factors:
+                lam = round(factor * self.params.noise_std, 6)
+                a = self.params.interpolation if factor else 0.0
+                update = {"noise_std": lam, "guidance_scale": scale, "interpolation": a}
+                shown = DiffusionInversion(self.params.model_copy(update=update), self.material)
+                rows.append((f"lambda {lam:g}, alpha {a:g}, s {scale:g}", shown))
+        return rows
 
 
-def noise_std(statistics: BankStatistics, params: GenerateParams) -> torch.Tensor:
+def keys(draws: Sequence[Draw]) -> list[Key]:
+    """What keys an image's randomness: (source id, variant)."""
+    return [(str(d.source_id), int(d.facts["variant"])) for d in draws]
+
+
+def needs_empty_prompt(params: DiffusionInversionParams) -> bool:
+    """Whether guidance leads away from the empty prompt."""
+    return params.unconditional == "empty" and params.guidance_scale > 1
+
+
+def noise_std(statistics: BankStatistics, params: DiffusionInversionParams) -> torch.Tensor:
     """lambda as it multiplies xi: a scalar, or [K, D] in units of the bank's std per element."""
     lam = torch.tensor(params.noise_std)
     return lam * statistics.std if params.noise_unit == "relative" else lam
 
 
-def rounds(members: dict[int, torch.Tensor], params: GenerateParams) -> list[torch.Tensor]:
+def rounds(members: dict[int, torch.Tensor], params: DiffusionInversionParams) -> list[torch.Tensor]:
     """Rows that have a variant 0, rows that have a variant 1, ...
 
     With `balance_classes` every class gets as many images as the largest one; a class's first rows get one
@@ -227,11 +231,13 @@ def rounds(members: dict[int, torch.Tensor], params: GenerateParams) -> list[tor
     return [torch.nonzero(quotas > v).flatten() for v in range(int(quotas.max()))]
 
 
-def require_partners(members: dict[int, torch.Tensor], ids: Sequence[str], params: GenerateParams) -> None:
+def require_partners(
+    members: dict[int, torch.Tensor], ids: Sequence[str], params: DiffusionInversionParams
+) -> None:
     """Raise UserError if interpolation is asked for and a class has one image only."""
     alone = [int(rows[0]) for rows in members.values() if len(rows) == 1]
     if alone and params.interpolation > 0:
         raise UserError(
-            f"generate.interpolation = {params.interpolation}: image {ids[alone[0]]!r} is the only "
+            f"interpolation = {params.interpolation}: image {ids[alone[0]]!r} is the only "
             "one of its class and has no partner; add images, or set it to 0"
         )

@@ -1,24 +1,24 @@
-"""Run one of the paper's experiments: `dvc exp run` for every setting, one table, one figure.
-
-    python -m dinv.experiments learning_curve
+"""Run one experiment: `dvc exp run` for every setting, one table, one figure.
 
 Runs in copies of the project, so that the workspace stays as it is; what an earlier run has computed
 is reused. Writes metrics/experiments/<name>.csv and .md and figures/<name>.png there after every setting.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import dvc.api
+import pandas as pd
 
+from dinv.classify.arms import baselines
 from dinv.errors import UserError
-from dinv.experiments.results import ACCURACY, IMAGE_SETS, Row, efficiency_table, figure, table, tidy
+from dinv.experiments.figures import figure
+from dinv.experiments.results import efficiency_table, table, tidy
 from dinv.experiments.spec import Experiment, Settings, load_experiment
 from dinv.files import atomic_write
-from dinv.metrics.tables import write_csv
-from dinv.params import read_yaml
+from dinv.metrics.tables import write_csv, write_text
+from dinv.params import Params, load_params, read_yaml
 
 OUTPUT = Path("metrics/experiments")
 FIGURES = OUTPUT / "figures"  # a folder of its own, which dvc.yaml names as plots
@@ -26,17 +26,17 @@ FIGURES = OUTPUT / "figures"  # a folder of its own, which dvc.yaml names as plo
 
 def run_experiment(name: str) -> None:
     """Run the pipeline with every setting, in order; raises UserError when one fails."""
+    params = load_params()
     experiment = load_experiment(name, read_yaml(Path("params.yaml")))
-    rows: list[Row] = []
+    found: list[pd.DataFrame] = []
     runs = experiment.runs()
     for i, run in enumerate(runs, 1):
         revision = f"{name}-{run.label()}"
         print(f"\n{name}, run {i} of {len(runs)}: {run.settings}", flush=True)
         run_pipeline(revision, run.settings)
-        accuracy, image_sets = (dvc.api.read(path, rev=revision) for path in (ACCURACY, IMAGE_SETS))
-        rows += tidy(run.place, accuracy, image_sets)
-        save(name, rows, experiment)
-    print(f"\n{experiment.question}\n\n{table(rows, experiment)}\nFigure: {FIGURES / name}.png")
+        found.append(read_results(revision, run.place, params))
+        text = save(name, pd.concat(found, ignore_index=True), experiment, params)
+    print(f"\n{experiment.question}\n\n{text}\nFigure: {FIGURES / name}.png")
 
 
 def run_pipeline(revision: str, settings: Settings) -> None:
@@ -55,25 +55,21 @@ def _literal(value: object) -> str:
     return str(value)
 
 
-def save(name: str, rows: list[Row], experiment: Experiment) -> None:
-    """Write table and figure of the runs that are finished."""
+def read_results(revision: str, place: Settings, params: Params) -> pd.DataFrame:
+    """The rows of a finished run."""
+    image_sets = [f"metrics/image_sets/{features}.csv" for features in params.measure.features]
+    paths = ["metrics/accuracy.csv", "metrics/learned_loss.csv", *image_sets]
+    accuracy, learned, *of_sets = (dvc.api.read(path, rev=revision) for path in paths)
+    return tidy(place, accuracy, of_sets, learned)
+
+
+def save(name: str, rows: pd.DataFrame, experiment: Experiment, params: Params) -> str:
+    """Write table and figure of the runs that are finished; returns the table."""
+    against = baselines(params.arms)
+    text = table(rows, experiment, against)
     write_csv(OUTPUT / f"{name}.csv", rows)
-    text = "\n".join(filter(None, (table(rows, experiment), efficiency_table(rows, experiment))))
-    with atomic_write(OUTPUT / f"{name}.md") as temporary:
-        temporary.write_text(text)
+    both = filter(None, (text, efficiency_table(rows, experiment, against)))
+    write_text(OUTPUT / f"{name}.md", "\n".join(both))
     with atomic_write(FIGURES / f"{name}.png") as temporary:
-        temporary.write_bytes(figure(rows, experiment))
-
-
-def main() -> None:
-    """Run as a command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", help="file of experiments/ without .yaml")
-    try:
-        run_experiment(parser.parse_args().name)
-    except UserError as error:
-        sys.exit(f"dinv experiments: {error}")
-
-
-if __name__ == "__main__":
-    main()
+        temporary.write_bytes(figure(rows, experiment, list(params.arms)))
+    return text

@@ -1,0 +1,108 @@
+"""The seam for classifiers: image sets in, classifier out.
+
+A learner is one file that defines its parameters and the class below, and one line of registry.py. Training a
+classifier per seed, resuming, storing, filtering and evaluating are the same for all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Protocol
+
+import torch
+from pydantic import Field, field_validator
+
+from dinv.section import Section, Seed
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+Advance = Callable[[int], None]
+
+
+class LearnerParams(Section):
+    """What every block of `train` has: which learner, one classifier per seed, which images are left out."""
+
+    learner: str
+    min_confidence: Annotated[float, Field(ge=0, lt=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("seeds must differ from each other: a repeated seed is not a new run")
+        return seeds
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """One image set to learn from.
+
+    Attributes:
+        images: uint8 [N, C, H, W], in memory or mapped from a file.
+        targets: class probabilities float32 [N, M]; one 1 per row where labels are sure.
+        origins: int64 [N], row of the real image that each was generated from, -1: none; None: real images.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    origins: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What an arm learns from.
+
+    Attributes:
+        sources: the arm's image sets; where it mixes, the real images first.
+        real: the real training images, of which a learner may take pixel statistics.
+    """
+
+    sources: Sequence[LabelledImages]
+    real: LabelledImages
+
+    @property
+    def mixes(self) -> bool:
+        """Whether real and generated images are both learned from."""
+        return len(self.sources) > 1
+
+    @property
+    def num_classes(self) -> int:
+        """M."""
+        return self.real.targets.shape[1]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier to be stored: tensors, what is needed to rebuild it (JSON), its training curve."""
+
+    tensors: dict[str, torch.Tensor]
+    build: dict[str, Any]
+    curve: list[tuple[int, float]]
+
+
+class Learner(Protocol):
+    """Trains a classifier and brings it back."""
+
+    Params: ClassVar[type[LearnerParams]]
+
+    @staticmethod
+    def settings(params: Any, mixes: bool, device: torch.device) -> dict[str, Any]:
+        """What of the parameters and the device decides the result, with or without mixing."""
+        ...
+
+    @staticmethod
+    def num_units(params: Any) -> int:
+        """How many images the progress bar counts for one classifier."""
+        ...
+
+    @staticmethod
+    def fit(data: TrainingSet, params: Any, seed: int, device: torch.device, advance: Advance) -> Fitted:
+        """Train; all randomness follows from `seed`. `advance(n)` is called as n images are done."""
+        ...
+
+    @staticmethod
+    def load(tensors: dict[str, torch.Tensor], build: dict[str, Any], device: torch.device) -> Predict:
+        """A function from uint8 [B, C, H, W] to class probabilities float32 [B, M], both on the device."""
+        ...

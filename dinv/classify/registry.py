@@ -1,0 +1,5 @@
+"""Learners by name: a new one is a file here and a line below."""
+
+from dinv.section import Registry
+
+LEARNERS = Registry("learner", {"cnn": "dinv.classify.cnn:Cnn"})

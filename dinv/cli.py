@@ -1,0 +1,95 @@
+"""The command `dinv`. Each subcommand imports what it needs when it runs, so that help is instant."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinv.errors import UserError
+
+HELP = """\
+Grow a small labelled image set with a frozen generative model.
+
+The pipeline itself is run by DVC: dvc repro, dvc exp run. This command is for what lies around it; run it
+in the folder that holds params.yaml.
+
+  dinv export data/generated/inversion my_images     image set -> a folder of PNG files per class
+  dinv preset stl10 sd14 resnet18                    the paper's settings -> params.yaml
+  dinv experiment learning_curve                     many settings -> one table and one figure
+"""
+EXPORT = """\
+Write an image set of the pipeline as a folder of PNG files per class, for programs that read no Parquet.
+The folder must be new. Characters of ids and classes that suit no file name become "_".
+
+  dinv export data/real/train look_at_these
+  dinv export data/generated/inversion my_images
+"""
+PRESET = """\
+Write presets into params.yaml, in order; what they do not name stays, and so do comments. The files of
+presets/ hold data sets, models and classifiers with the paper's settings. `git diff params.yaml` shows what
+changed, `git checkout params.yaml` undoes it.
+
+  dinv preset stl10 sd14 resnet18
+"""
+EXPERIMENT = """\
+Run the pipeline once for every setting of experiments/NAME.yaml, each in a copy of the project, and write all
+numbers, a table and a figure into metrics/experiments/. What is finished is reused: after an interruption the
+same command goes on where it was.
+
+  dinv experiment learning_curve
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run as a command; a UserError becomes one line and exit status 1."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except UserError as error:
+        sys.exit(f"dinv {args.command}: {error}")
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawTextHelpFormatter(prog, max_help_position=30)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("dinv", description=HELP, formatter_class=_formatter)
+    commands = parser.add_subparsers(dest="command", metavar="SUBCOMMAND", required=True)
+
+    def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=description, formatter_class=_formatter)
+
+    export = add("export", "write an image set as a folder per class", EXPORT)
+    export.add_argument("source", type=Path, help="image set: data/real/train, data/generated/NAME, ...")
+    export.add_argument("target", type=Path, help="new folder")
+    export.set_defaults(run=_export)
+    preset = add("preset", "write presets into params.yaml", PRESET)
+    preset.add_argument("name", nargs="+", help="file of presets/ without .yaml")
+    preset.set_defaults(run=_preset)
+    experiment = add("experiment", "answer one question with many runs", EXPERIMENT)
+    experiment.add_argument("name", help="file of experiments/ without .yaml")
+    experiment.set_defaults(run=_experiment)
+    return parser
+
+
+def _export(args: argparse.Namespace) -> None:
+    from dinv.images.export import export_image_folder  # noqa: PLC0415
+
+    print(f"{export_image_folder(args.source, args.target)} images in {args.target}")
+
+
+def _preset(args: argparse.Namespace) -> None:
+    from dinv.preset import apply_presets  # noqa: PLC0415
+
+    apply_presets(args.name)
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from dinv.experiments.run import run_experiment  # noqa: PLC0415
+
+    run_experiment(args.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Methods of stage `invert` by name: a new one is a file here and a line below."""
+
+from dinv.section import Registry
+
+METHODS = Registry("method", {"image_embeddings": "dinv.inversion.image_embeddings:ImageEmbeddings"})
