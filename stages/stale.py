@@ -9,8 +9,8 @@ def remove_stale(expected: Mapping[str, Collection[str]]) -> None:
     """Remove what DVC put into some folders under names that are not expected, with a line for each.
 
     A stage may depend on a folder of outputs, such as data/classifiers; what an arm that is gone has left
-    there would otherwise be taken for a part of it. Only names that the folder's .gitignore lists are removed:
-    DVC writes its outputs there, and has a copy of each in its cache. A user's own files stay.
+    there would otherwise be taken for a part of it. Only names that the folder's .gitignore lists are
+    removed: DVC writes its outputs there, and has a copy of each in its cache. A user's own files stay.
 
     Args:
         expected: folder -> names in it, without suffix.

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 
-import project as projects
 import pytest
 import tiny
 from PIL import Image
@@ -18,22 +17,26 @@ from stages import runner
 pytestmark = pytest.mark.slow
 
 
+BLOCKS = {"invert": "embeddings", "generate": "inversion", "measure": "fashion", "train": "mixed"}
+
+
 def run_stage(project, name):
     """Run a stage in this process, as `python -m stages.NAME` does; return its one-line error or None."""
     main = importlib.import_module(f"stages.{name}").main
     with contextlib.chdir(project.root):
         try:
-            runner.run(name, main)
+            runner.run(name, main, **({"block": BLOCKS[name]} if name in BLOCKS else {}))
         except SystemExit as error:
             return error.code
     return None
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
+def prepared(finished, tmp_path_factory):
     """A project whose download and invert stages have run."""
-    project = projects.create(tmp_path_factory.mktemp("bad") / "prepared")
-    assert run_stage(project, "download") is None and run_stage(project, "invert") is None
+    project = finished.copy(tmp_path_factory.mktemp("bad") / "prepared")
+    for folder in ("data/generated", "data/previews", "data/features", "data/classifiers", "metrics"):
+        shutil.rmtree(project.root / folder)
     return project
 
 
@@ -84,13 +87,13 @@ def broken_folder(project):
 
 
 CASES = [
-    ("misspelt parameter", misspelt, "generate", r"generate\.noise_sdt: unknown .*did you mean noise_std"),
-    ("wrong type", lambda p: p.set(invert__num_visits="many"), "invert", r"invert\.num_visits = 'many'"),
+    ("misspelt parameter", misspelt, "generate", r"generate\.inversion\.noise_sdt: unknown .*did you mean noise_std"),
+    ("wrong type", lambda p: p.set(invert__embeddings__num_visits="many"), "invert", r"invert\.embeddings\.num_visits = 'many'"),
     (
         "out of range",
-        lambda p: p.set(generate__interpolation=2.0),
+        lambda p: p.set(generate__inversion__interpolation=2.0),
         "generate",
-        r"generate\.interpolation = 2\.0",
+        r"generate\.inversion\.interpolation = 2\.0",
     ),
     (
         "no model",
@@ -127,35 +130,35 @@ CASES = [
         "invert",
         r"model\.resolution = 18: must be a multiple",
     ),
-    ("too many tokens", lambda p: p.set(invert__num_tokens=6), "invert", r"invert\.num_tokens = 6"),
+    ("too many tokens", lambda p: p.set(invert__embeddings__num_tokens=6), "invert", r"invert\.num_tokens = 6"),
     ("fp16 on cpu", lambda p: p.set(model__dtype="float16"), "invert", r"model\.dtype = 'float16'"),
     ("device", lambda p: p.set(execution__device="cuda:77"), "invert", r"execution\.device = 'cuda:77'"),
     (
         "damaged images",
-        truncate("data/real/train/part-00000.parquet"),
+        truncate("data/real/train_model/part-00000.parquet"),
         "invert",
         r"part-00000\.parquet: .*dvc checkout",
     ),
     (
         "damaged embeddings",
-        truncate("data/embeddings/part-00000.safetensors"),
+        truncate("data/learned/embeddings/part-00000.safetensors"),
         "generate",
         r"part-00000.*dvc checkout",
     ),
-    ("lonely image", one_image_of_a_class, "generate", r"generate\.interpolation = .*has no partner"),
+    ("lonely image", one_image_of_a_class, "generate", r"interpolation = .*has no partner"),
     ("broken image", broken_folder, "download", r"mine/dog/3\.png: broken image"),
-    ("no upstream", remove("data/embeddings"), "generate", r"data/embeddings: no embeddings there"),
+    ("no upstream", remove("data/learned/embeddings"), "generate", r"data/learned/embeddings: no embeddings there"),
     (
         "no feature network",
-        lambda p: (run_stage(p, "generate"), p.set(measure__features={"clip": "absent"})),
+        lambda p: (run_stage(p, "generate"), p.set(measure__features__fashion={"network": "clip", "path": "absent"})),
         "measure",
         r"measure\.features: clip at 'absent': no such path",
     ),
     (
         "unknown features",
-        lambda p: p.set(measure__features={"vgg": "absent"}),
+        lambda p: p.set(measure__features__fashion={"network": "vgg", "path": "absent"}),
         "measure",
-        r"measure\.features\.vgg",
+        r"measure\.features\.fashion\.network = 'vgg'",
     ),
     ("no classifiers", lambda p: None, "evaluate", r"data/classifiers/real: no classifiers"),
 ]
@@ -174,9 +177,9 @@ def test_one_line_and_a_failing_exit(prepared, tmp_path, damage, stage, message)
 def test_a_real_process_ends_with_status_one_and_that_line(prepared, tmp_path):
     project = prepared.copy(tmp_path / "copy")
     misspelt(project)
-    done = project.stage("generate")
+    done = project.stage("generate", "inversion")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("dinv generate: params.yaml: generate.noise_sdt")
+    assert done.stderr.splitlines()[-1].startswith("dinv generate: params.yaml: generate.inversion.noise_sdt")
     assert "Traceback" not in done.stderr
 
 
@@ -185,22 +188,21 @@ def test_too_few_images_leave_the_tables_empty_and_say_so(prepared, tmp_path, ca
     assert run_stage(project, "generate") is None
     project.set(measure__num_neighbors=99)
     assert run_stage(project, "measure") is None
-    assert "not measured: {'real': 30," in capsys.readouterr().out
-    assert (
-        project.root / "metrics/image_sets.csv"
-    ).read_text() == "features,images,num_images,metric,value\n"
-    assert json.loads((project.root / "metrics/image_sets.json").read_text()) == {"synthetic": {}}
-    assert list((project.root / "data/features").iterdir()) == []
+    assert "not measured: {.real.: 30," in capsys.readouterr().out
+    measured = project.root / "metrics/image_sets"
+    assert (measured / "fashion.csv").read_text().count("\n") == 1  # the header
+    assert json.loads((measured / "fashion.json").read_text()) == {}
+    assert list((project.root / "data/features/fashion").iterdir()) == []
 
 
 def test_changing_params_during_a_stage_fails_it(prepared, tmp_path):
     project = prepared.copy(tmp_path / "copy")
 
-    def main(generate):
-        project.set(generate__noise_std=generate.noise_std + 1)
+    def main(generate, block):
+        project.set(generate__inversion__noise_std=generate[block].noise_std + 1)
 
     with contextlib.chdir(project.root), pytest.raises(SystemExit, match="changed while the stage ran"):
-        runner.run("generate", main)
+        runner.run("generate", main, block="inversion")
 
 
 def load(folder, **update):
