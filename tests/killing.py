@@ -1,4 +1,4 @@
-"""Kill -9 a stage at random moments, run it again, compare the bytes: python killing.py STAGE OUT KILLS.
+"""Kill -9 a stage at random moments, run it again, compare the bytes: python killing.py STAGE BLOCK OUT KILLS.
 
 Runs in a project's folder. Every try is a fork of this process, so that imports are paid once. As DVC
 does, it removes the output before every run.
@@ -17,29 +17,29 @@ from pathlib import Path
 
 from stages.runner import run
 
-ARGUMENTS = {"train": {"arm": "mixed"}}
 
-
-def start(stage: str, scratch: Path) -> int:
+def start(stage: str, block: str, scratch: Path) -> int:
     """Fork a process that runs the stage in parts of 5 images; return its pid."""
     pid = os.fork()
     if pid == 0:
         os.environ["DINV_SCRATCH"] = str(scratch)
         module = importlib.import_module(f"stages.{stage}")
-        module.PART_SIZE = 5
+        for name, other in sys.modules.items():
+            if name.startswith("dinv.") and hasattr(other, "PART_SIZE"):
+                other.PART_SIZE = 5
         status = 1
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         with contextlib.suppress(SystemExit):
-            run(stage, module.main, **ARGUMENTS.get(stage, {}))
+            run(stage, module.main, **({} if block == "-" else {"block": block}))
             status = 0
         os._exit(status)
     return pid
 
 
-def finish(stage: str, scratch: Path) -> None:
-    _, status = os.waitpid(start(stage, scratch), 0)
+def finish(stage: str, block: str, scratch: Path) -> None:
+    _, status = os.waitpid(start(stage, block, scratch), 0)
     assert status == 0, f"{stage} failed"
 
 
@@ -48,24 +48,24 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
 
 
-def main(stage: str, out: Path, kills: int) -> None:
+def main(stage: str, block: str, out: Path, kills: int) -> None:
     importlib.import_module(f"stages.{stage}")
-    finish(stage, Path("warm-up"))
+    finish(stage, block, Path("warm-up"))
     started = time.perf_counter()
-    finish(stage, Path("whole"))
+    finish(stage, block, Path("whole"))
     whole_run, expected = time.perf_counter() - started, digest(out)
     interrupted, moments = 0, random.Random(stage)
     for i in range(kills):
         shutil.rmtree(out, ignore_errors=True)
         scratch = Path(f"killed-{i}")
-        pid = start(stage, scratch)
+        pid = start(stage, block, scratch)
         time.sleep(moments.uniform(0, whole_run))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         interrupted += os.WIFSIGNALED(status)
         shutil.rmtree(out, ignore_errors=True)
         before = {p: p.stat().st_mtime_ns for p in scratch.rglob("*.part") if p.with_suffix(".json").exists()}
-        finish(stage, scratch)
+        finish(stage, block, scratch)
         assert digest(out) == expected, f"{stage}: other bytes after kill {i}"
         after = {p: p.stat().st_mtime_ns for p in before}
         assert before == after, f"{stage}: a finished part was computed again after kill {i}"
@@ -73,4 +73,4 @@ def main(stage: str, out: Path, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

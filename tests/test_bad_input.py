@@ -11,12 +11,14 @@ import pytest
 import tiny
 from PIL import Image
 
-from dinv.diffusion.loading import fetch_model, load_model, model_digest
+from dinv.diffusion.loading import load_model, model_digest
 from dinv.errors import UserError
-from dinv.params import load_params
 from stages import runner
 
 pytestmark = pytest.mark.slow
+
+
+BLOCKS = {"invert": "embeddings", "generate": "inversion", "measure": "fashion", "train": "mixed"}
 
 
 def run_stage(project, name):
@@ -24,7 +26,7 @@ def run_stage(project, name):
     main = importlib.import_module(f"stages.{name}").main
     with contextlib.chdir(project.root):
         try:
-            runner.run(name, main)
+            runner.run(name, main, **({"block": BLOCKS[name]} if name in BLOCKS else {}))
         except SystemExit as error:
             return error.code
     return None
@@ -85,13 +87,13 @@ def broken_folder(project):
 
 
 CASES = [
-    ("misspelt parameter", misspelt, "generate", r"generate\.noise_sdt: unknown .*did you mean noise_std"),
-    ("wrong type", lambda p: p.set(invert__num_visits="many"), "invert", r"invert\.num_visits = 'many'"),
+    ("misspelt parameter", misspelt, "generate", r"generate\.inversion\.noise_sdt: unknown .*did you mean noise_std"),
+    ("wrong type", lambda p: p.set(invert__embeddings__num_visits="many"), "invert", r"invert\.embeddings\.num_visits = 'many'"),
     (
         "out of range",
-        lambda p: p.set(generate__interpolation=2.0),
+        lambda p: p.set(generate__inversion__interpolation=2.0),
         "generate",
-        r"generate\.interpolation = 2\.0",
+        r"generate\.inversion\.interpolation = 2\.0",
     ),
     (
         "no model",
@@ -128,35 +130,35 @@ CASES = [
         "invert",
         r"model\.resolution = 18: must be a multiple",
     ),
-    ("too many tokens", lambda p: p.set(invert__num_tokens=6), "invert", r"invert\.num_tokens = 6"),
+    ("too many tokens", lambda p: p.set(invert__embeddings__num_tokens=6), "invert", r"invert\.num_tokens = 6"),
     ("fp16 on cpu", lambda p: p.set(model__dtype="float16"), "invert", r"model\.dtype = 'float16'"),
     ("device", lambda p: p.set(execution__device="cuda:77"), "invert", r"execution\.device = 'cuda:77'"),
     (
         "damaged images",
-        truncate("data/real/train/part-00000.parquet"),
+        truncate("data/real/train_model/part-00000.parquet"),
         "invert",
         r"part-00000\.parquet: .*dvc checkout",
     ),
     (
         "damaged embeddings",
-        truncate("data/embeddings/part-00000.safetensors"),
+        truncate("data/learned/embeddings/part-00000.safetensors"),
         "generate",
         r"part-00000.*dvc checkout",
     ),
-    ("lonely image", one_image_of_a_class, "generate", r"generate\.interpolation = .*has no partner"),
+    ("lonely image", one_image_of_a_class, "generate", r"interpolation = .*has no partner"),
     ("broken image", broken_folder, "download", r"mine/dog/3\.png: broken image"),
-    ("no upstream", remove("data/embeddings"), "generate", r"data/embeddings: no embeddings there"),
+    ("no upstream", remove("data/learned/embeddings"), "generate", r"data/learned/embeddings: no embeddings there"),
     (
         "no feature network",
-        lambda p: (run_stage(p, "generate"), p.set(measure__features={"clip": "absent"})),
+        lambda p: (run_stage(p, "generate"), p.set(measure__features__fashion={"network": "clip", "path": "absent"})),
         "measure",
         r"measure\.features: clip at 'absent': no such path",
     ),
     (
         "unknown features",
-        lambda p: p.set(measure__features={"vgg": "absent"}),
+        lambda p: p.set(measure__features__fashion={"network": "vgg", "path": "absent"}),
         "measure",
-        r"measure\.features\.vgg",
+        r"measure\.features\.fashion\.network = 'vgg'",
     ),
     ("no classifiers", lambda p: None, "evaluate", r"data/classifiers/real: no classifiers"),
 ]
@@ -175,9 +177,9 @@ def test_one_line_and_a_failing_exit(prepared, tmp_path, damage, stage, message)
 def test_a_real_process_ends_with_status_one_and_that_line(prepared, tmp_path):
     project = prepared.copy(tmp_path / "copy")
     misspelt(project)
-    done = project.stage("generate")
+    done = project.stage("generate", "inversion")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("dinv generate: params.yaml: generate.noise_sdt")
+    assert done.stderr.splitlines()[-1].startswith("dinv generate: params.yaml: generate.inversion.noise_sdt")
     assert "Traceback" not in done.stderr
 
 
@@ -197,11 +199,11 @@ def test_too_few_images_leave_the_tables_empty_and_say_so(prepared, tmp_path, ca
 def test_changing_params_during_a_stage_fails_it(prepared, tmp_path):
     project = prepared.copy(tmp_path / "copy")
 
-    def main(generate):
-        project.set(generate__noise_std=generate.noise_std + 1)
+    def main(generate, block):
+        project.set(generate__inversion__noise_std=generate[block].noise_std + 1)
 
     with contextlib.chdir(project.root), pytest.raises(SystemExit, match="changed while the stage ran"):
-        runner.run("generate", main)
+        runner.run("generate", main, block="inversion")
 
 
 def load(folder, **update):
@@ -251,15 +253,6 @@ def test_missing_component_and_unknown_prediction_type(tmp_path):
     shutil.rmtree(tmp_path / "vae")
     with pytest.raises(UserError, match=r"vae: no config\.json"):
         load(tmp_path)
-
-
-def test_hub_id_needs_a_revision_and_says_why_it_cannot_be_fetched(monkeypatch):
-    params = load_params(tiny.ROOT / "params.yaml").model
-    with pytest.raises(UserError, match=r"hub id with model\.revision"):
-        fetch_model(params.model_copy(update={"path": "someone/model"}))
-    pinned = params.model_copy(update={"path": "someone/model", "revision": "0" * 40})
-    with pytest.raises(UserError, match="cannot be fetched from the hub"):
-        fetch_model(pinned, local_files_only=True)
 
 
 def test_model_digest_sees_every_byte_it_reads(tmp_path):

@@ -79,7 +79,7 @@ class Cnn:
         Batches, augmentation and initial weights follow from `seed`.
         """
         channels, image_size = data.real.images.shape[1:3]
-        build = {
+        build: dict[str, Any] = {
             "architecture": params.architecture,
             "num_channels": channels,
             "num_classes": data.num_classes,

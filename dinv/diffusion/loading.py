@@ -1,4 +1,4 @@
-"""Load a frozen latent diffusion model in diffusers layout: local folder, or hub id + revision.
+"""Load a frozen latent diffusion model in diffusers layout: a folder, or pinned on the hub.
 
 Only safetensors weights are read; nothing is unpickled.
 """
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -19,42 +17,23 @@ from dinv.diffusion.latent_diffusion import LatentDiffusion, read_schedule
 from dinv.diffusion.params import ModelParams
 from dinv.errors import UserError
 from dinv.files import digest_of, file_digest
+from dinv.hub import resolve
 
 _USED = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 _EMPTY_EMBEDS = "empty_prompt_embeds.safetensors"
 
 
 def fetch_model(params: ModelParams, local_files_only: bool = False) -> Path:
-    """Return the folder that holds the model, downloading a hub model at its pinned revision.
+    """The folder that holds the model; one that is pinned on the hub is fetched.
 
     Raises:
-        UserError: no such folder, a hub id without a revision, or the hub cannot be reached.
+        UserError: no such path, a wrong pin, or the hub cannot be reached.
     """
-    folder = Path(params.path)
-    if folder.is_dir():
-        return folder
-    if params.revision is None:
-        raise UserError(
-            f"model.path = {params.path!r}: no such folder; give a folder in diffusers layout, or a "
-            "hub id with model.revision set to a commit hash"
-        )
     patterns = [f"{name}/{end}" for name in _USED for end in ("*.json", "*.safetensors", "*.txt")]
     try:
-        return Path(
-            snapshot_download(
-                params.path,
-                revision=params.revision,
-                allow_patterns=[*patterns, _EMPTY_EMBEDS],
-                ignore_patterns=["*.fp16.safetensors", "*.non_ema.safetensors"],
-                local_files_only=local_files_only,
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"model.path = {params.path!r} at {params.revision}: cannot be fetched from the hub "
-            f"({reason}); check both values and the network, or give a local folder"
-        ) from error
+        return resolve(Path(params.path), [*patterns, _EMPTY_EMBEDS], local_files_only)
+    except UserError as error:
+        raise UserError(f"model.path: {error}") from error
 
 
 def model_digest(folder: Path) -> str:
