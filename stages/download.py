@@ -27,7 +27,7 @@ def main(data: DataParams, model: ModelParams) -> None:
     write(task.train, both, "train")
     write(task.val, {FOLDER / "val": data.resolution}, "val")
     write(task.test, {FOLDER / "test": data.resolution}, "test")
-    identity = {"path": model.path, "revision": model.revision, "sha256": model_digest(folder)}
+    identity = {"path": model.path, "sha256": model_digest(folder)}
     write_json(RECORD, identity)
 
 
