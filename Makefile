@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: repro test lint install
+.PHONY: repro test lint pages install
 
 repro: install
 	dvc repro
@@ -19,6 +19,10 @@ lint: install
 	ruff format --check .
 	mypy
 	lint-imports
+
+# Brings what README.md and docs/ show of other files up to date.
+pages: install
+	cog -r README.md docs/*.md
 
 install: $(VENV)/installed
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -44,10 +45,16 @@ def _no_global_seed_is_relied_on():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A project after its first `dvc repro`, committed."""
-    project = projects.create(tmp_path_factory.mktemp("project") / "first")
-    assert project.repro() == projects.STAGES
-    project.run("git", "add", ".")
-    project.run("git", "commit", "--quiet", "-m", "ran")
+def finished(tmp_path_factory, worker_id):
+    """A project after its first `dvc repro`, committed; made once for all test processes. Copy before changing."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    project = projects.Project(shared / "finished" / "project")
+    with FileLock(shared / "finished.lock"):
+        if not (shared / "finished" / "done").exists():
+            projects.create(project.root)
+            assert project.repro() == projects.STAGES
+            project.run("git", "add", ".")
+            project.run("git", "commit", "--quiet", "-m", "ran")
+            (shared / "finished" / "done").touch()
     return project

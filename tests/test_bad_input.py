@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 
-import project as projects
 import pytest
 import tiny
 from PIL import Image
@@ -33,10 +32,11 @@ def run_stage(project, name):
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
+def prepared(finished, tmp_path_factory):
     """A project whose download and invert stages have run."""
-    project = projects.create(tmp_path_factory.mktemp("bad") / "prepared")
-    assert run_stage(project, "download") is None and run_stage(project, "invert") is None
+    project = finished.copy(tmp_path_factory.mktemp("bad") / "prepared")
+    for folder in ("data/generated", "data/previews", "data/features", "data/classifiers", "metrics"):
+        shutil.rmtree(project.root / folder)
     return project
 
 
@@ -188,12 +188,11 @@ def test_too_few_images_leave_the_tables_empty_and_say_so(prepared, tmp_path, ca
     assert run_stage(project, "generate") is None
     project.set(measure__num_neighbors=99)
     assert run_stage(project, "measure") is None
-    assert "not measured: {'real': 30," in capsys.readouterr().out
-    assert (
-        project.root / "metrics/image_sets.csv"
-    ).read_text() == "features,images,num_images,metric,value\n"
-    assert json.loads((project.root / "metrics/image_sets.json").read_text()) == {"synthetic": {}}
-    assert list((project.root / "data/features").iterdir()) == []
+    assert "not measured: {.real.: 30," in capsys.readouterr().out
+    measured = project.root / "metrics/image_sets"
+    assert (measured / "fashion.csv").read_text().count("\n") == 1  # the header
+    assert json.loads((measured / "fashion.json").read_text()) == {}
+    assert list((project.root / "data/features/fashion").iterdir()) == []
 
 
 def test_changing_params_during_a_stage_fails_it(prepared, tmp_path):

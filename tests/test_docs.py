@@ -1,80 +1,174 @@
-"""The commands and code of docs/ work, and its links lead somewhere."""
+"""The commands and code of docs/ work, what they show is what files say, and their links lead somewhere."""
 
 import csv
 import io
 import re
 import shutil
+import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 import tiny
+from cogapp import Cog
+from ruamel.yaml import YAML
 from test_readme import prepare_own_images
 
 from dinv.errors import UserError
 from dinv.images.export import export_image_folder
 from dinv.images.image_set import ImageSet, load_image_set, save_image_set
+from dinv.params import parse_params, read_yaml
 from dinv.sources import image_folder
 
-PAGES = sorted((tiny.ROOT / "docs").glob("*.md"))
+DOCS = tiny.ROOT / "docs"
+PAGES = [tiny.ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 
 def blocks(page, language):
-    return re.findall(rf"```{language}\n(.*?)```", (tiny.ROOT / "docs" / page).read_text(), re.S)
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def anchors(page):
+    """What GitHub makes of a page's headings."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@EACH_PAGE
 def test_linked_and_named_files_exist(page):
     text = page.read_text()
-    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        linked = page.parent / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), (target, anchor)
     for target in re.findall(r"`((?:tests|dinv|stages|benchmarks|docs|models)/[\w/.]+)`", text):
         assert (tiny.ROOT / target.replace("NAME", "base")).exists(), target
 
 
-TABLES = {
-    (path.name, source): shown
-    for path in [tiny.ROOT / "README.md", *PAGES]
-    for source, shown in re.findall(r"<!-- (\S+\.md) -->\n(.*?)<!-- end -->", path.read_text(), re.S)
-}
+def test_files_name_pages_that_exist():
+    tracked = subprocess.run(["git", "ls-files"], cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    found = [tiny.ROOT / name for name in tracked.stdout.splitlines()] or list(tiny.ROOT.glob("*.*"))
+    texts = [p for p in found if p.suffix in {".py", ".yaml", ".md", ".toml"} and p.is_file()]
+    for path in texts:
+        for target in re.findall(r"\bdocs/\w+\.(?:md|png|csv)", path.read_text()):
+            assert (tiny.ROOT / target).exists(), (path, target)
 
 
-@pytest.mark.parametrize(("page", "source"), TABLES)
-def test_tables_are_those_of_the_committed_runs(page, source):
-    def lines(text):
-        return [line for line in text.splitlines() if line.startswith("|")]
+@pytest.fixture
+def shown(monkeypatch):
+    """The module that pages import, which reads files as they lie."""
+    monkeypatch.syspath_prepend(DOCS)
+    import shown
 
-    assert lines(TABLES[page, source]) == lines((tiny.ROOT / source).read_text())
+    return shown
+
+
+def cogged(page):
+    return Cog().process_string(page.read_text(), str(page))
+
+
+def as_committed(path):
+    """A file in git's last commit; as it lies where there is no such."""
+    command = ["git", "show", f"HEAD:./{path}"]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else (tiny.ROOT / path).read_text()
+
+
+def is_fresh(page, shown, monkeypatch):
+    """Whether it shows files as they lie, as before a commit; or as they are committed: `make repro` on
+    another processor writes other numbers.
+    """
+    if cogged(page) == page.read_text():
+        return True
+    monkeypatch.setattr(shown, "read", as_committed)
+    return cogged(page) == page.read_text()
+
+
+@EACH_PAGE
+def test_what_is_shown_is_what_files_say(page, shown, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    assert is_fresh(page, shown, monkeypatch), f"{page.name} is out of date: run make pages"
+
+
+@EACH_PAGE
+def test_everything_to_be_shown_is_shown(page):
+    """Code on the line of cog's first mark would be ignored, unless its second mark is there too."""
+    for code, output in re.findall(
+        r"\[\[\[cog(.*?)\]\]\] -->\n(.*?)<!-- \[\[\[end\]\]\]", page.read_text(), re.S
+    ):
+        assert bool(output) == ("cog.outl" in code), code
+
+
+def test_a_table_that_differs_is_noticed(shown, monkeypatch, tmp_path):
+    monkeypatch.chdir(tiny.ROOT)
+    page = tmp_path / "README.md"
+    page.write_text((tiny.ROOT / "README.md").read_text().replace("| real | 200 |", "| real | 201 |"))
+    assert not is_fresh(page, shown, monkeypatch)
+
+
+def test_a_table_that_make_repro_wrote_anew_is_not(shown, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    page, other = tiny.ROOT / "README.md", as_committed("metrics/table.md").replace("real", "elsewhere")
+    monkeypatch.setattr(shown, "read", lambda path: other)
+    assert cogged(page) != page.read_text()
+    assert is_fresh(page, shown, monkeypatch)
 
 
 def test_committed_results_are_shown():
-    shown = {source for _, source in TABLES}
-    files = [*(tiny.ROOT / "metrics").rglob("*.md"), tiny.ROOT / "docs/five_per_class.md"]
-    assert shown == {str(path.relative_to(tiny.ROOT)) for path in files}
+    texts = "".join(page.read_text() for page in PAGES)
+    for path in (tiny.ROOT / "metrics").rglob("*.md"):
+        assert f'table("{path.relative_to(tiny.ROOT)}")' in texts, path
 
 
-def test_numbers_about_image_sets_are_those_of_the_committed_run():
-    page = (tiny.ROOT / "docs/metrics.md").read_text()
-    value = {
-        (row["images"], row["metric"]): float(row["value"])
-        for row in csv.DictReader((tiny.ROOT / "metrics/image_sets.csv").open())
+def test_means_known_answer(shown, monkeypatch):
+    monkeypatch.setattr(
+        shown, "read", lambda path: "k,arm,split,value\n9,b,x,1\n9,b,x,2\n9,a,x,5\n10,a,x,3\n9,a,y,7\n"
+    )
+    assert shown.means("", ["k"], split="x") == (
+        "| k | b | a |\n|---|---|---|\n| 9 | 1.5 (2) | 5.0 |\n| 10 |  | 3.0 |"
+    )
+    assert shown.number("", "value", arm="a", split="x") == 4
+
+
+def written(page):
+    """A page without what cog makes."""
+    return re.sub(r"<!-- \[\[\[cog.*?<!-- \[\[\[end\]\]\] -->", "", page.read_text(), flags=re.S)
+
+
+def test_pages_with_commands_are_those_that_are_tested():
+    """The tests below, test_readme.py and test_remote.py run all blocks of these pages."""
+    found = {lang: {p.name for p in PAGES if f"```{lang}" in written(p)} for lang in ("bash", "python")}
+    assert found == {
+        "bash": {"README.md", "own_images.md", "running_large.md", "experiments.md", "sharing.md"},
+        "python": {"method.md", "own_images.md"},
     }
-    assert f"{value['synthetic', 'share_nearer_train']:.2f} for the generated" in page
-    assert f"unseen real images have {value['unseen', 'share_nearer_train']:.2f}" in page
 
 
-def test_every_experiment_is_listed():
-    page = (tiny.ROOT / "docs/experiments.md").read_text()
-    for path in (tiny.ROOT / "experiments").glob("*.yaml"):
-        assert f"| `{path.stem}` |" in page
+@EACH_PAGE
+def test_parameters_on_pages_are_valid(page):
+    for block in re.findall("```yaml\n(.*?)```", written(page), re.S):
+        params = read_yaml(tiny.ROOT / "params.yaml")
+        for section, values in YAML(typ="safe").load(block).items():
+            update(params[section], values)
+        parse_params(params)
+
+
+def update(old, new):
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            update(old[key], value)
+        else:
+            old[key] = value
 
 
 @pytest.mark.slow
-def test_the_library_in_a_notebook(finished):
-    (code,) = blocks("library.md", "python")
+def test_from_python_in_a_notebook(finished, tmp_path):
+    project = finished.copy(tmp_path / "copy")
+    (code,) = blocks("method.md", "python")
     check = "assert generated.shape[0] == 10 == len(generated_labels) and generated.dtype == torch.uint8"
-    finished.run(sys.executable, "-c", f"{code}\n{check}")
+    project.run(sys.executable, "-c", f"{code}\n{check}")
 
 
 @pytest.mark.slow
@@ -104,15 +198,27 @@ assert images.features["label"].names[0] == "T-shirt/top"
 
 
 @pytest.mark.slow
-def test_gpu_page_sets_the_model_and_looks(finished, tmp_path):
+def test_running_large_sets_the_model_and_looks(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     shutil.copytree(tiny.ROOT / "presets", project.root / "presets")
-    preset, look = blocks("gpu.md", "bash")
+    preset, look = blocks("running_large.md", "bash")
     project.run("bash", "-e", "-c", preset)
-    assert "path: CompVis/stable-diffusion-v1-4" in (project.root / "params.yaml").read_text()
+    assert "path: models/stable-diffusion-v1-4.yaml" in (project.root / "params.yaml").read_text()
     project.run("git", "checkout", "params.yaml")
     small = look.replace("num_visits=200", "num_visits=3").replace("num_per_class=10", "num_per_class=2")
     project.run("bash", "-e", "-c", small)
+
+
+@pytest.mark.slow
+def test_what_makes_no_difference_can_be_recorded_under_new_code(finished, tmp_path):
+    """sharing.md: for those who have outputs and no finished parts."""
+    project = finished.copy(tmp_path / "copy")
+    assert "`dvc commit --force`" in (DOCS / "sharing.md").read_text()
+    with (project.root / "dinv/inversion/invert.py").open("a") as file:
+        file.write("# A comment.\n")
+    assert "modified" in project.dvc("status").stdout
+    project.dvc("commit", "--force")
+    assert "up to date" in project.dvc("status").stdout
 
 
 @pytest.mark.slow
@@ -129,13 +235,14 @@ def test_experiments_run_queue_and_compare(finished, tmp_path):
     project.run("git", "branch", "--move", "main")
     project.run("bash", "-e", "-c", one)
     project.run("git", "checkout", ".")
-    project.run("bash", "-e", "-c", queue.replace("guidance_scale=1,2", "guidance_scale=2 -S invert.lr=0.2"))
+    smaller = queue.replace("guidance_scale=1,2", "guidance_scale=2 -S invert.embeddings.lr=0.2")
+    project.run("bash", "-e", "-c", smaller)
     wait_for_queue(project)
-    assert project.run("bash", "-e", "-c", lists).stdout.count("Queued experiment") == 3
+    assert project.run("bash", "-e", "-c", lists).stdout.count("Queued experiment") == 4
     table = project.run("bash", "-e", "-c", compare).stdout
     assert table.count("Success") == 0 and "gain_over_real.mixed.mean" in table
     rows = list(csv.DictReader(io.StringIO(project.dvc("exp", "show", "--csv").stdout)))
-    lambdas = {row["generate.noise_std"] for row in rows if row["top1_accuracy.mixed"]}
+    lambdas = {row["generate.inversion.noise_std"] for row in rows if row["top1_accuracy.mixed"]}
     assert lambdas >= {"0.5", "0.8", "1.0"}, table
     project.run("bash", "-e", "-c", keep)
     assert "noise_std: 0.8" in project.run("git", "show", "more-noise:params.yaml").stdout

@@ -1,0 +1,84 @@
+"""What pages show of files. Lines between cog's marks in README.md and docs/*.md are made by these functions:
+`make pages` writes them anew, and a test compares them with the files that git has committed.
+"""
+
+import ast
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from dinv.metrics.tables import markdown
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(path: str) -> str:
+    """Text of a file, named from the project's folder."""
+    return (ROOT / path).read_text()
+
+
+def table(path: str) -> str:
+    """A file that is a Markdown table already."""
+    return read(path).rstrip()
+
+
+def means(
+    path: str,
+    rows: Sequence[str],
+    columns: str = "arm",
+    value: str = "value",
+    digits: int = 1,
+    **where: str,
+) -> str:
+    """Markdown: mean (n) of a column of a CSV file, a line per combination of `rows`, in order of appearance.
+
+    `where` keeps lines with these texts in other columns.
+    """
+    lines = pd.read_csv(io.StringIO(read(path)), dtype=str, keep_default_na=False)
+    for name, wanted in where.items():
+        lines = lines[lines[name] == wanted]
+    lines = lines.assign(**{value: pd.to_numeric(lines[value])})
+    order = {name: pd.Categorical(lines[name], lines[name].unique()) for name in [*rows, columns]}
+    groups = lines.assign(**order).groupby([*rows, columns], observed=True)[value]
+    cells = groups.agg(lambda x: f"{x.mean():.{digits}f}" + (f" ({len(x)})" if len(x) > 1 else ""))
+    return markdown(cells.unstack(fill_value="").reset_index()).rstrip()
+
+
+def csv_table(path: str, columns: Sequence[str]) -> str:
+    """Some columns of a CSV file as they are."""
+    lines = pd.read_csv(io.StringIO(read(path)), dtype=str, keep_default_na=False)
+    return markdown(lines[list(columns)]).rstrip()
+
+
+def number(path: str, value: str, **where: str) -> float:
+    """Mean of a column over the lines of a CSV file that have these texts in other columns."""
+    lines = pd.read_csv(io.StringIO(read(path)), dtype=str, keep_default_na=False)
+    for name, wanted in where.items():
+        lines = lines[lines[name] == wanted]
+    return float(pd.to_numeric(lines[value]).mean())
+
+
+def experiments() -> str:
+    """Every file of experiments/ with its question."""
+    names = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
+    questions = {name: YAML(typ="safe").load(read(f"experiments/{name}.yaml"))["question"] for name in names}
+    lines = [{"experiment": f"`{name}`", "question": question} for name, question in questions.items()]
+    return markdown(pd.DataFrame(lines)).rstrip()
+
+
+def code(path: str, *names: str) -> str:
+    """A module, or some of its classes and functions with their decorators, as a block of code."""
+    text = read(path)
+    parts = [text.rstrip()]
+    if names:
+        found = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+        parts = [_source(text, found[name]) for name in names]
+    return "```python\n" + "\n\n\n".join(parts) + "\n```"
+
+
+def _source(text: str, node: ast.ClassDef) -> str:
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
