@@ -126,7 +126,9 @@ def train(
     if num_images < training.batch_size:
         raise UserError(f"{args.images}: {num_images} images; a batch takes {training.batch_size}")
     both = Trained(model, ema_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), training.lr, betas, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), training.lr, betas, weight_decay=weight_decay, fused=True
+    )
     checkpoint = Checkpoint(args.output.with_suffix(f".{name}.ckpt"), both, optimizer)
     checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
     model.train()
