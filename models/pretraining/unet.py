@@ -5,22 +5,23 @@ strength on them, so that it knows what to draw in the neighbourhood of an embed
 tokens are replaced by learned "empty" tokens, the model's unconditional embedding. What ships is a
 moving average of the weights.
 
-    python models/pretrain_unet.py --domain models/domains/satellite.yaml --images pretrain.parquet \
+    python -m models.pretraining.unet --domain models/domains/satellite.yaml --images pretrain.parquet \
         --output models/satellite-ldm
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from domain import Domain, load_domain, load_images, symmetry
-from pretrain_encoder import NUM_TOKENS, WIDTH, Contrastive
-from pretraining import argument_parser, mixed_precision, settings, train
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 from dinv.errors import UserError
+from models.pretraining.domain import Domain, load_domain, load_images, symmetry
+from models.pretraining.encoder import NUM_TOKENS, WIDTH, Contrastive
+from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 
 MAX_TOKEN_NOISE = 1.5  # in units of the tokens' standard deviation
 EMA_DECAY = 0.999
@@ -32,7 +33,7 @@ class Denoiser(nn.Module):
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         levels = len(widths)
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(
             sample_size=8,
             in_channels=8,
             out_channels=8,
@@ -57,7 +58,7 @@ def load_encoder(output: Path, domain: Domain) -> Contrastive:
     """Step 2's network, from its checkpoint."""
     path = output.with_suffix(".encoder.ckpt")
     if not path.exists():
-        raise UserError(f"{path}: no such file; run models/pretrain_encoder.py first")
+        raise UserError(f"{path}: no such file; run python -m models.pretraining.encoder first")
     prefix = "model.model."
     tensors = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
     model = Contrastive(domain.channels)
@@ -78,7 +79,7 @@ def encode(output: Path, images: torch.Tensor, domain: Domain) -> tuple[torch.Te
     return torch.stack(latents) * vae.config.scaling_factor, torch.stack(tokens)
 
 
-def noise_schedule() -> DDPMScheduler:
+def noise_schedule() -> Any:
     return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
