@@ -67,12 +67,14 @@ def load_encoder(output: Path, domain: Domain) -> Contrastive:
 
 
 @torch.no_grad()
-def encode(output: Path, images: torch.Tensor, domain: Domain) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled latent means [S, N, 8, 8, 8] and tokens [S, N, K, D] of every symmetry of every image."""
+def encode(
+    output: Path, images: torch.Tensor, domain: Domain, symmetries: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled latent means [S, N, 8, 8, 8] and tokens [S, N, K, D] of S symmetries of every image."""
     vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32).eval()
     encoder = load_encoder(output, domain)
     latents, tokens = [], []
-    for index in range(domain.symmetries):
+    for index in range(symmetries):
         batches = symmetry(images, index).split(500)
         latents.append(torch.cat([vae.encode(b).latent_dist.mean for b in tqdm(batches, "latents")]))
         tokens.append(torch.cat([encoder.encoder(b) for b in batches]))
@@ -101,10 +103,9 @@ def main() -> None:
     args = argument_parser(__doc__).parse_args()
     domain = load_domain(args.domain)
     torch.manual_seed(0)
-    latents, tokens = encode(args.output, load_images(args.images, domain), domain)
+    latents, tokens = encode(args.output, load_images(args.images, domain), domain, domain.symmetries)
     scheduler = noise_schedule()
     model = Denoiser(domain.unet.block_out_channels).to(memory_format=torch.channels_last)
-    denoise = torch.compile(model)
 
     def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         turned = torch.randint(domain.symmetries, (len(ids),))
@@ -112,7 +113,7 @@ def main() -> None:
         noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(ids),))
         noisy = scheduler.add_noise(clean, noise, t)
         with mixed_precision():
-            loss = (denoise(noisy, t, tokens[turned, ids]) - noise).square().mean()
+            loss = (model(noisy, t, tokens[turned, ids]) - noise).square().mean()
         return loss, loss.detach()
 
     training = settings(domain.unet, args)
