@@ -1,8 +1,10 @@
 """Atomic writes and content digests."""
 
+import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,3 +49,41 @@ def bytes_digest(*chunks: bytes) -> str:
         sha256.update(len(chunk).to_bytes(8, "little"))
         sha256.update(chunk)
     return sha256.hexdigest()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on success it replaces `path`, on error it is removed.
+
+    Killed at any moment, `path` holds the old content, the new, or for an instant is missing; never
+    a mixture. What killed runs left beside it is removed.
+    """
+    path = path.resolve()  # a link to a folder elsewhere keeps pointing there
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if left.is_dir() and not _is_alive(left.name.split(".")[-3]):
+            shutil.rmtree(left)
+    new.mkdir()
+    try:
+        yield new
+        for file in new.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether another process with this number runs; one that this process may not signal does."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except OSError:
+        return True
+    return int(pid) != os.getpid()

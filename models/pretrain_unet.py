@@ -1,45 +1,49 @@
-"""Step 3 of remaking the bundled model: train its cross-attention UNet, without labels.
+"""Step 3 of remaking a bundled model: train its cross-attention UNet, without labels.
 
 The UNet is conditioned on the tokens of the image encoder of step 2, with Gaussian noise of random
 strength on them, so that it knows what to draw in the neighbourhood of an embedding; 10 % of the
-tokens are replaced by learned "empty" tokens, the model's unconditional embedding.
+tokens are replaced by learned "empty" tokens, the model's unconditional embedding. What ships is a
+moving average of the weights.
 
-    python models/pretrain_unet.py --images train-images-idx3-ubyte.gz --output models/fashion-ldm
+    python models/pretrain_unet.py --domain models/domains/satellite.yaml --images pretrain.parquet \
+        --output models/satellite-ldm
 """
 
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from domain import Domain, load_domain, load_images, symmetry
 from pretrain_encoder import NUM_TOKENS, WIDTH, Contrastive
-from pretraining import Checkpoint, load_pretraining_images, mixed_precision, parse_arguments, train
-from safetensors.torch import save_file
+from pretraining import argument_parser, mixed_precision, settings, train
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 from dinv.errors import UserError
 
 MAX_TOKEN_NOISE = 1.5  # in units of the tokens' standard deviation
-CONFIG = dict(
-    sample_size=8,
-    in_channels=8,
-    out_channels=8,
-    down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    block_out_channels=(64, 128),
-    layers_per_block=1,
-    cross_attention_dim=WIDTH,
-    attention_head_dim=(2, 4),  # diffusers' historic name: number of heads per level
-    norm_num_groups=16,
-)
+EMA_DECAY = 0.999
 
 
 class Denoiser(nn.Module):
     """The UNet and the empty tokens it learns."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.unet = UNet2DConditionModel(**CONFIG)
+        levels = len(widths)
+        self.unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=8,
+            out_channels=8,
+            down_block_types=["CrossAttnDownBlock2D"] * levels,
+            up_block_types=["CrossAttnUpBlock2D"] * levels,
+            block_out_channels=widths,
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=tuple(w // 32 for w in widths),  # diffusers' name for the number of heads
+            norm_num_groups=16,
+        )
         self.empty = nn.Parameter(torch.randn(NUM_TOKENS, WIDTH))
 
     def forward(self, noisy: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -49,56 +53,70 @@ class Denoiser(nn.Module):
         return self.unet(noisy, t, tokens).sample.float()
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Scaled latent means, float32 [N, 8, 8, 8]."""
-    chunks = [vae.encode(b).latent_dist.mean for b in tqdm(images.split(500), "latents")]
-    return torch.cat(chunks) * vae.config.scaling_factor
+def load_encoder(output: Path, domain: Domain) -> Contrastive:
+    """Step 2's network, from its checkpoint."""
+    path = output.with_suffix(".encoder.ckpt")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run models/pretrain_encoder.py first")
+    prefix = "model.model."
+    tensors = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+    model = Contrastive(domain.channels)
+    model.load_state_dict(tensors)
+    return model.eval()
 
 
 @torch.no_grad()
-def image_tokens(output: Path, images: torch.Tensor) -> torch.Tensor:
-    """Tokens of step 2's encoder, float32 [N, K, D]."""
-    model = Contrastive().eval()
-    checkpoint = Checkpoint(output.with_suffix(".encoder.ckpt"), model, torch.optim.AdamW(model.parameters()))
-    if checkpoint.load() == 0:
-        raise UserError(f"{checkpoint.path}: no such file; run models/pretrain_encoder.py first")
-    return torch.cat([model.encoder(b) for b in tqdm(images.split(500), "tokens")])
+def encode(output: Path, images: torch.Tensor, domain: Domain) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled latent means [S, N, 8, 8, 8] and tokens [S, N, K, D] of every symmetry of every image."""
+    vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32).eval()
+    encoder = load_encoder(output, domain)
+    latents, tokens = [], []
+    for index in range(domain.symmetries):
+        batches = symmetry(images, index).split(500)
+        latents.append(torch.cat([vae.encode(b).latent_dist.mean for b in tqdm(batches, "latents")]))
+        tokens.append(torch.cat([encoder.encoder(b) for b in batches]))
+    return torch.stack(latents) * vae.config.scaling_factor, torch.stack(tokens)
 
 
-def save(model: Denoiser, scheduler: DDPMScheduler, output: Path) -> None:
+def noise_schedule() -> DDPMScheduler:
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="linspace",
+        clip_sample=False,
+    )
+
+
+def save(model: Denoiser, output: Path) -> None:
     """Write the float16 model in diffusers layout, with its empty embedding."""
     model.unet.half().save_pretrained(output / "unet")
-    vae = AutoencoderKL.from_pretrained(output / "vae").half()
-    vae.register_to_config(_name_or_path="")  # else the folder of this machine would ship
-    vae.save_pretrained(output / "vae")
-    scheduler.save_pretrained(output / "scheduler")
+    noise_schedule().save_pretrained(output / "scheduler")
     empty = {"prompt_embeds": model.empty.detach().half()}
     save_file(empty, output / "empty_prompt_embeds.safetensors")
 
 
 def main() -> None:
-    args = parse_arguments(__doc__, steps=5000, batch_size=64, lr=1e-3)
+    args = argument_parser(__doc__).parse_args()
+    domain = load_domain(args.domain)
     torch.manual_seed(0)
-    images = load_pretraining_images(args.images)
-    latents = encode(AutoencoderKL.from_pretrained(args.output / "vae").eval(), images)
-    tokens = image_tokens(args.output, images)
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-    )
-    model = Denoiser().to(memory_format=torch.channels_last)
+    latents, tokens = encode(args.output, load_images(args.images, domain), domain)
+    scheduler = noise_schedule()
+    model = Denoiser(domain.unet.block_out_channels).to(memory_format=torch.channels_last)
     denoise = torch.compile(model)
 
-    def loss_of(step: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        noise = torch.randn_like(latents[ids])
-        t = torch.randint(0, 1000, (len(ids),))
-        noisy = scheduler.add_noise(latents[ids], noise, t)
+    def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        turned = torch.randint(domain.symmetries, (len(ids),))
+        clean = latents[turned, ids]
+        noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(ids),))
+        noisy = scheduler.add_noise(clean, noise, t)
         with mixed_precision():
-            loss = (denoise(noisy, t, tokens[ids]) - noise).square().mean()
+            loss = (denoise(noisy, t, tokens[turned, ids]) - noise).square().mean()
         return loss, loss.detach()
 
-    train(model, loss_of, len(images), "unet", args)
-    save(model, scheduler, args.output)
+    training = settings(domain.unet, args)
+    average = train(model, loss_of, latents.shape[1], "unet", training, args, ema_decay=EMA_DECAY)
+    save(average, args.output)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,32 @@
-"""Step 1 of remaking the bundled model: train its AutoencoderKL, without labels.
+"""Step 1 of remaking a bundled model: train its AutoencoderKL, without labels.
 
-Reads the Fashion-MNIST training images from an idx file and uses images 10,000..59,999 only;
-the labelled task is drawn from 0..9,999, which this model never sees. Writes the autoencoder in
-diffusers layout. A killed run resumes from its last checkpoint.
+Writes the autoencoder in diffusers layout. A killed run resumes from its last checkpoint.
 
-    python models/pretrain_vae.py --images train-images-idx3-ubyte.gz --output models/fashion-ldm
+    python models/pretrain_vae.py --domain models/domains/satellite.yaml --images pretrain.parquet \
+        --output models/satellite-ldm
 """
 
 import torch
 from diffusers import AutoencoderKL
-from pretraining import IMAGE_SIZE, load_pretraining_images, mixed_precision, parse_arguments, train
+from domain import IMAGE_SIZE, Domain, load_domain, load_images, symmetry
+from pretraining import argument_parser, mixed_precision, settings, train
 
-CONFIG = dict(
-    in_channels=1,
-    out_channels=1,
-    down_block_types=["DownEncoderBlock2D"] * 3,
-    up_block_types=["UpDecoderBlock2D"] * 3,
-    block_out_channels=(32, 32, 64),
-    layers_per_block=1,
-    latent_channels=8,
-    norm_num_groups=8,
-    sample_size=IMAGE_SIZE,
-    mid_block_add_attention=False,
-)
+
+def autoencoder(domain: Domain) -> AutoencoderKL:
+    """Images [B, C, 32, 32] <-> latents [B, 8, 8, 8] when there are three widths."""
+    levels = len(domain.vae.block_out_channels)
+    return AutoencoderKL(
+        in_channels=domain.channels,
+        out_channels=domain.channels,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=domain.vae.block_out_channels,
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+    )
 
 
 def autoencoder_loss(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,18 +50,21 @@ def latent_std(vae: AutoencoderKL, images: torch.Tensor) -> float:
 
 
 def main() -> None:
-    args = parse_arguments(__doc__, steps=6500, batch_size=64, lr=2e-3)
+    args = argument_parser(__doc__).parse_args()
+    domain = load_domain(args.domain)
     torch.manual_seed(0)
-    images = load_pretraining_images(args.images)
-    vae = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+    images = load_images(args.images, domain)
+    vae = autoencoder(domain).to(memory_format=torch.channels_last)
     loss_fn = torch.compile(autoencoder_loss)
 
-    def loss_of(step: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return loss_fn(vae, images[ids].contiguous(memory_format=torch.channels_last))
+    def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = symmetry(images[ids], int(torch.randint(domain.symmetries, ())))
+        return loss_fn(vae, batch.contiguous(memory_format=torch.channels_last))
 
-    train(vae, loss_of, len(images), "vae", args, betas=(0.9, 0.99), weight_decay=1e-3)
+    training = settings(domain.vae, args)
+    vae = train(vae, loss_of, len(images), "vae", training, args, betas=(0.9, 0.99), weight_decay=1e-3)
     vae.register_to_config(scaling_factor=round(1 / latent_std(vae, images), 5))
-    vae.save_pretrained(args.output / "vae")
+    vae.half().save_pretrained(args.output / "vae")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What the three pre-training scripts share: data, schedule, and a training loop that resumes."""
+"""What the pre-training scripts share: arguments, schedule, and a training loop that resumes."""
 
 import argparse
-import gzip
 import json
 import os
 import time
@@ -10,37 +9,32 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from domain import Training
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from dinv.errors import UserError
 from dinv.execution.device import computes_bfloat16
 
-FIRST_PRETRAINING_IMAGE = 10_000  # the labelled task is drawn from the images before it
-IMAGE_SIZE = 32
+LossOf = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def argument_parser(doc: str, steps: int, batch_size: int, lr: float) -> argparse.ArgumentParser:
+def argument_parser(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True, help="idx3 file of the train split")
+    parser.add_argument("--domain", type=Path, required=True, help="file of models/domains")
+    parser.add_argument("--images", type=Path, required=True, help="idx3 (.gz) or Parquet file")
     parser.add_argument("--output", type=Path, required=True, help="model folder")
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--batch-size", type=int, default=batch_size)
-    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--steps", type=int, help="instead of the domain's; may change between runs")
+    parser.add_argument("--batch-size", type=int, help="instead of the domain's")
+    parser.add_argument("--checkpoint-every", type=int, default=250, help="steps")
     return parser
 
 
-def parse_arguments(doc: str, steps: int, batch_size: int, lr: float) -> argparse.Namespace:
-    return argument_parser(doc, steps, batch_size, lr).parse_args()
-
-
-def load_pretraining_images(path: Path) -> torch.Tensor:
-    """The pre-training images, float32 [N, 1, 32, 32] in [-1, 1], zero-padded from 28x28."""
-    with gzip.open(path) as file:
-        raw = file.read()
-    images = torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)
-    padded = F.pad(images[FIRST_PRETRAINING_IMAGE:], (2, 2, 2, 2))
-    return padded.float() / 127.5 - 1
+def settings(training: Training, args: argparse.Namespace) -> Training:
+    """The domain's settings, with what the command line says instead."""
+    given = {"steps": args.steps, "batch_size": args.batch_size}
+    return training.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
 def mixed_precision() -> AbstractContextManager[object]:
@@ -61,13 +55,13 @@ def batch_ids(num_images: int, step: int, batch_size: int) -> torch.Tensor:
 
 
 class Checkpoint:
-    """Model and optimiser tensors in one safetensors file, replaced atomically."""
+    """Tensors of modules and optimiser in one safetensors file, replaced atomically."""
 
-    def __init__(self, path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer):
-        self.path, self.model, self.optimizer = path, model, optimizer
+    def __init__(self, path: Path, modules: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        self.path, self.modules, self.optimizer = path, modules, optimizer
 
     def save(self, step: int) -> None:
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.modules.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
         tmp = self.path.with_suffix(".tmp")
@@ -79,7 +73,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         tensors = load_file(self.path)
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.modules.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
@@ -87,47 +81,78 @@ class Checkpoint:
                 state.setdefault(int(i), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        header = self.path.open("rb").read(8)
-        meta = json.loads(self.path.open("rb").read(8 + int.from_bytes(header, "little"))[8:])
-        return int(meta["__metadata__"]["step"])
+        return self._step()
+
+    def _step(self) -> int:
+        with self.path.open("rb") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+        return int(json.loads(header)["__metadata__"]["step"])
+
+
+class Trained(torch.nn.Module):
+    """A model and the moving average of its weights."""
+
+    def __init__(self, model: torch.nn.Module, ema_decay: float) -> None:
+        super().__init__()
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
 
 
 def train(
     model: torch.nn.Module,
-    loss_of: Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    loss_of: LossOf,
     num_images: int,
     name: str,
+    training: Training,
     args: argparse.Namespace,
+    *,
     betas: tuple[float, float] = (0.9, 0.98),
     weight_decay: float = 0.01,
-) -> None:
-    """AdamW with warm-up and linear decay; checkpoints every 250 steps beside the output.
+    ema_decay: float = 0.0,
+) -> torch.nn.Module:
+    """AdamW with warm-up and linear decay; checkpoints beside the output. Returns the averaged model.
 
-    `loss_of(step, ids)` gives the loss and the figure to report.
+    Args:
+        model: what is trained, in place.
+        loss_of: ids of a batch -> the loss, and the figure to report.
+        num_images: ids run from 0 to this.
+        name: of the checkpoint.
+        training: steps, batch size, peak learning rate.
+        args: output and interval of checkpoints.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        ema_decay: share of the average that a step keeps; 0 gives the last weights.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas, weight_decay=weight_decay)
-    checkpoint = Checkpoint(args.output.with_suffix(f".{name}.ckpt"), model, optimizer)
+    if num_images < training.batch_size:
+        raise UserError(f"{args.images}: {num_images} images; a batch takes {training.batch_size}")
+    both = Trained(model, ema_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), training.lr, betas, weight_decay=weight_decay, fused=True
+    )
+    checkpoint = Checkpoint(args.output.with_suffix(f".{name}.ckpt"), both, optimizer)
+    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
     model.train()
     smooth = None
-    for step in _steps(checkpoint.load(), args):
+    for step in _steps(checkpoint.load(), training):
         torch.manual_seed(step)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr)
-        loss, figure = loss_of(step, batch_ids(num_images, step, args.batch_size))
+        optimizer.param_groups[0]["lr"] = learning_rate(step, training.steps, training.lr)
+        loss, figure = loss_of(batch_ids(num_images, step, training.batch_size))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        both.average.update_parameters(model)
         smooth = figure.item() if smooth is None else 0.995 * smooth + 0.005 * figure.item()
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+        if (step + 1) % args.checkpoint_every == 0 or step + 1 == training.steps:
             checkpoint.save(step + 1)
-            tqdm.write(f"{name} step {step + 1} of {args.steps}: {smooth:.5f}")
-    model.eval()
+            print(f"{name} step {step + 1} of {training.steps}: {smooth:.5f}", flush=True)
+    return both.average.module.eval()
 
 
-def _steps(first: int, args: argparse.Namespace) -> Iterator[int]:
+def _steps(first: int, training: Training) -> Iterator[int]:
     started = time.time()
-    bar = tqdm(range(first, args.steps), initial=first, total=args.steps, mininterval=20)
+    bar = tqdm(range(first, training.steps), initial=first, total=training.steps, mininterval=20)
     for step in bar:
         yield step
-        rate = (step + 1 - first) * args.batch_size / (time.time() - started)
+        rate = (step + 1 - first) * training.batch_size / (time.time() - started)
         bar.set_postfix_str(f"{rate:.0f} images/s", refresh=False)

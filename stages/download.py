@@ -3,7 +3,7 @@
 python -m stages.download
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,29 +11,34 @@ from tqdm import tqdm
 from dinv.diffusion.loading import fetch_model, model_digest
 from dinv.diffusion.params import ModelParams
 from dinv.files import write_json
-from dinv.images.image_set import ROWS_PER_FILE, ImageSet, save_chunks
+from dinv.images.image_set import ROWS_PER_GROUP, ImageSetWriter
 from dinv.sources.params import DataParams
 from dinv.sources.task import Split, load_task
 from stages.frozen_model import RECORD
 from stages.runner import run
 
+FOLDER = Path("data/real")
+
 
 def main(data: DataParams, model: ModelParams) -> None:
     folder = fetch_model(model)
     task = load_task(data)
-    for split in ("train", "val", "test"):
-        images: Split = getattr(task, split)
-        with tqdm(total=len(images), desc=split, unit="image") as bar:
-            save_chunks(counted(images.chunks(ROWS_PER_FILE), bar.update), Path("data/real") / split)
-    identity = {"path": model.path, "revision": model.revision, "sha256": model_digest(folder)}
+    both = {FOLDER / "train": data.resolution, FOLDER / "train_model": model.resolution}
+    write(task.train, both, "train")
+    write(task.val, {FOLDER / "val": data.resolution}, "val")
+    write(task.test, {FOLDER / "test": data.resolution}, "test")
+    identity = {"path": model.path, "sha256": model_digest(folder)}
     write_json(RECORD, identity)
 
 
-def counted(chunks: Iterable[ImageSet], advance: Callable[[int], object]) -> Iterator[ImageSet]:
-    """Pass chunks on, telling how many images are done."""
-    for chunk in chunks:
-        yield chunk
-        advance(len(chunk))
+def write(split: Split, sides: dict[Path, int], name: str) -> None:
+    """Write a split into each folder, at that folder's side in pixels; memory holds one row group."""
+    with ExitStack() as stack, tqdm(total=len(split), desc=name, unit="image") as bar:
+        writers = [stack.enter_context(ImageSetWriter(folder)) for folder in sides]
+        for images in split.chunks_at(list(sides.values()), ROWS_PER_GROUP):
+            for writer, sized in zip(writers, images, strict=True):
+                writer.add(sized)
+            bar.update(len(images[0]))
 
 
 if __name__ == "__main__":

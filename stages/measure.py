@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -21,6 +20,7 @@ from dinv.images.image_set import ImageSetReader
 from dinv.metrics.image_sets import COLUMNS, REAL, UNSEEN, choose, distances_table, image_set_numbers
 from dinv.metrics.params import MeasureParams
 from dinv.metrics.tables import write_csv, write_text
+from dinv.rng import derive_seed
 from stages.runner import block_argument, chosen, run
 from stages.stale import remove_stale
 
@@ -82,10 +82,8 @@ def choose_images(available: Mapping[str, int], measure: MeasureParams) -> dict[
     At most measure.num_images, and of test images four times as many: they are divided anew in every draw.
     """
     return {
-        name: choose(
-            n, measure.num_images * (4 if name == TEST else 1), np.random.default_rng([measure.seed, i])
-        )
-        for i, (name, n) in enumerate(available.items())
+        name: choose(n, measure.num_images * (4 if name == TEST else 1), derive_seed(measure.seed, name))
+        for name, n in available.items()
     }
 
 

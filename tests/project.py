@@ -53,9 +53,7 @@ class Project:
     def dvc(self, *args: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", "dvc", *args, ok=ok)
 
-    def stage(
-        self, name: str, *args: str, ok: bool = False, **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def stage(self, name: str, *args: str, ok: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", f"stages.{name}", *args, ok=ok, **env)
 
     def repro(self, *args: str) -> set[str]:

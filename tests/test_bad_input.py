@@ -87,8 +87,18 @@ def broken_folder(project):
 
 
 CASES = [
-    ("misspelt parameter", misspelt, "generate", r"generate\.inversion\.noise_sdt: unknown .*did you mean noise_std"),
-    ("wrong type", lambda p: p.set(invert__embeddings__num_visits="many"), "invert", r"invert\.embeddings\.num_visits = 'many'"),
+    (
+        "misspelt parameter",
+        misspelt,
+        "generate",
+        r"generate\.inversion\.noise_sdt: unknown .*did you mean noise_std",
+    ),
+    (
+        "wrong type",
+        lambda p: p.set(invert__embeddings__num_visits="many"),
+        "invert",
+        r"invert\.embeddings\.num_visits = 'many'",
+    ),
     (
         "out of range",
         lambda p: p.set(generate__inversion__interpolation=2.0),
@@ -130,7 +140,12 @@ CASES = [
         "invert",
         r"model\.resolution = 18: must be a multiple",
     ),
-    ("too many tokens", lambda p: p.set(invert__embeddings__num_tokens=6), "invert", r"invert\.num_tokens = 6"),
+    (
+        "too many tokens",
+        lambda p: p.set(invert__embeddings__num_tokens=6),
+        "invert",
+        r"invert\.num_tokens = 6",
+    ),
     ("fp16 on cpu", lambda p: p.set(model__dtype="float16"), "invert", r"model\.dtype = 'float16'"),
     ("device", lambda p: p.set(execution__device="cuda:77"), "invert", r"execution\.device = 'cuda:77'"),
     (
@@ -147,10 +162,18 @@ CASES = [
     ),
     ("lonely image", one_image_of_a_class, "generate", r"interpolation = .*has no partner"),
     ("broken image", broken_folder, "download", r"mine/dog/3\.png: broken image"),
-    ("no upstream", remove("data/learned/embeddings"), "generate", r"data/learned/embeddings: no embeddings there"),
+    (
+        "no upstream",
+        remove("data/learned/embeddings"),
+        "generate",
+        r"data/learned/embeddings: no embeddings there",
+    ),
     (
         "no feature network",
-        lambda p: (run_stage(p, "generate"), p.set(measure__features__fashion={"network": "clip", "path": "absent"})),
+        lambda p: (
+            run_stage(p, "generate"),
+            p.set(measure__features__fashion={"network": "clip", "path": "absent"}),
+        ),
         "measure",
         r"measure\.features: clip at 'absent': no such path",
     ),

@@ -14,12 +14,10 @@ from dinv.classify.architectures import ARCHITECTURES, create_classifier, load_p
 from dinv.classify.arms import Arm, baseline_of
 from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
 from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.batches import batch_sizes, index_stream, make_batches
 from dinv.classify.cnn import (
     Cnn,
-    batch_sizes,
-    index_stream,
     learning_rate,
-    make_batches,
     pixel_statistics,
     smoothed,
     weighted_cross_entropy,

@@ -1,6 +1,10 @@
 """The frozen model's functions against diffusers and closed forms."""
 
 import copy
+import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -182,9 +186,11 @@ class OneImage:
 
 
 @pytest.mark.parametrize("name", ["ddim", "pndm", "dpmsolver++"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("first", [0, 1, 5, 9])
-def test_from_every_start_a_model_of_one_image_gives_that_image(model, name, first):
-    z0, eps = latents(), latents(seed=9)
+def test_from_every_start_a_model_of_one_image_gives_that_image(model, name, spacing, first):
+    z0, eps, model = latents(), latents(seed=9), copy.copy(model)
+    model.schedule = model.schedule | {"timestep_spacing": spacing}
     t = torch.tensor([timesteps(model, name, 10)[first]] * 2)
     start = model.add_noise(z0, eps, t)
     end = sample(OneImage(model, z0), start, name, 10, always(embeds()), first_step=first)
@@ -288,6 +294,43 @@ def test_encode_scales_like_diffusers_and_decode_inverts_the_pixel_range(model):
     assert torch.equal(model.decode(expected), levels)
 
 
+@pytest.fixture
+def normalised_folder(text_model_folder, tmp_path):
+    """A model whose VAE states mean and standard deviation of each latent channel."""
+    shutil.copytree(text_model_folder, tmp_path / "model")
+    path = tmp_path / "model/vae/config.json"
+    statistics = {"latents_mean": [0.5, -1.0, 0.0, 2.0], "latents_std": [0.5, 2.0, 1.0, 4.0]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | statistics))
+    return tmp_path / "model"
+
+
+def test_means_and_deviations_of_latents_are_honoured_as_diffusers_does(normalised_folder):
+    """Encoding as StableDiffusionXLImg2ImgPipeline.prepare_latents, decoding as its __call__."""
+    model, images = tiny.load_tiny(normalised_folder), torch.from_numpy(tiny.random_images(2))
+    vae, pixels = model.vae, images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents_mean = torch.tensor(vae.config.latents_mean).view(1, 4, 1, 1)
+    latents_std = torch.tensor(vae.config.latents_std).view(1, 4, 1, 1)
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+        z = (posterior.mean - latents_mean) * vae.config.scaling_factor / latents_std
+        decoded = vae.decode(z * latents_std / vae.config.scaling_factor + latents_mean).sample
+    ours = model.encode(images)
+    torch.testing.assert_close(ours.mean, z)
+    torch.testing.assert_close(ours.std, posterior.std * vae.config.scaling_factor / latents_std)
+    levels = ((decoded.clamp(-1, 1) / 2 + 0.5) * 255).round().byte().permute(0, 2, 3, 1)
+    assert (model.decode(z).int() - levels.int()).abs().max() <= 1
+
+
+def test_pndm_is_refused_where_it_would_ignore_the_schedule(model):
+    rescaled = copy.copy(model)
+    rescaled.schedule = model.schedule | {"rescale_betas_zero_snr": True}
+    with pytest.raises(UserError, match=r"scheduler = 'pndm': .*rescale_betas_zero_snr.*use ddim"):
+        timesteps(rescaled, "pndm", 5)
+    for name in ("ddim", "dpmsolver++"):
+        abar = make_scheduler(rescaled, name, 5).alphas_cumprod
+        assert abar[-1] < 1e-6 < make_scheduler(model, name, 5).alphas_cumprod[-1]
+
+
 def test_grey_images_enter_a_colour_model_but_not_the_reverse(model, grey_model_folder):
     grey = torch.from_numpy(tiny.random_images(1, channels=1))
     torch.testing.assert_close(model.encode(grey).mean, model.encode(grey.expand(-1, -1, -1, 3)).mean)
@@ -323,3 +366,15 @@ def test_bfloat16_gradients_of_embeddings_are_close_to_float32(text_model_folder
         gradients += torch.autograd.grad(m.predict(z, t, own).square().sum(), own)
     similarity = torch.cosine_similarity(*(gradient.flatten(1) for gradient in gradients))
     assert (similarity > 0.98).all()
+
+
+def test_a_stage_imports_diffusers_and_transformers_only_when_it_loads_a_model():
+    """They take seconds, and most runs find all their parts finished."""
+    code = (
+        "import sys, stages.download, stages.invert, stages.generate, stages.train;"
+        "print({'diffusers', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

@@ -1,11 +1,13 @@
 """Networks that turn images into features: the shipped one, and tiny random ones that the tests save."""
 
+import shutil
 from unittest import mock
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.numpy import load_file, save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from transformers import (
     BitImageProcessor,
@@ -17,8 +19,13 @@ from transformers import (
 )
 
 from dinv.errors import UserError
-from dinv.features.extractors import load_extractor, locate, location_digest
+from dinv.features.cache import Extraction, extract
+from dinv.features.extractors import load_extractor
+from dinv.features.location import locate, location_digest
 from dinv.features.network import load_network
+from dinv.features.params import FeatureNetwork
+from dinv.features.worker import FeatureWorker, load_features
+from dinv.images.image_set import ImageSet, ImageSetReader, save_image_set
 from dinv.sources.params import DataParams
 from dinv.sources.task import load_task
 
@@ -124,8 +131,8 @@ def test_a_network_is_known_by_its_bytes(tmp_path):
     [
         ("fashion", "models/absent", "no such path; restore the folder"),
         ("inception", "weights.pth", "no such path; fetch weights-inception-2015-12-05"),
-        ("dinov2", "facebook/dinov2-base", "no such path; give a folder, or repository@commit"),
-        ("clip", "openai/clip-vit-base-patch32@0123abc", "cannot be fetched from the hub"),
+        ("dinov2", "models/dinov2", "no such path; give a folder, or a YAML file with repo_id and revision"),
+        ("clip", "models/clip.yaml", "no such path; give a folder, or a YAML file with repo_id and revision"),
     ],
 )
 def test_a_network_that_is_not_there_is_named_with_a_remedy(name, location, message):
@@ -138,7 +145,60 @@ def test_a_network_in_the_hubs_cache_is_found_without_the_hub(tmp_path, monkeypa
     snapshot = tmp_path / "models--someone--dinov2/snapshots" / commit
     save_dinov2(snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert locate("dinov2", f"someone/dinov2@{commit}", local_files_only=True) == snapshot
+    pin = tmp_path / "dinov2.yaml"
+    pin.write_text(f"{{repo_id: someone/dinov2, revision: {commit}}}")
+    assert locate("dinov2", str(pin), local_files_only=True) == snapshot
+
+
+@pytest.fixture
+def clothes(tmp_path, monkeypatch):
+    """An image set of 250 images in files, with a current folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path / "scratch"))
+    images = tiny.random_images(250, 16, 1)
+    labels = np.arange(250, dtype=np.int64) % 2
+    save_image_set(ImageSet(images, labels, [f"{i}" for i in range(250)], ["a", "b"]), tmp_path / "set")
+    return ImageSetReader(tmp_path / "set"), images
+
+
+SHIPPED_NETWORK = FeatureNetwork(network="fashion", path=str(SHIPPED))
+HERE = tiny.PARAMS.execution
+
+
+def test_extracted_features_are_those_of_the_rows_in_their_order(clothes, tmp_path):
+    reader, images = clothes
+    rows = [3, 240, 7, *range(100, 320 - 100)]
+    found = extract(reader, rows, Extraction.of(SHIPPED_NETWORK), HERE, tmp_path / "out")
+    expected = load_extractor("fashion", SHIPPED, CPU)(images[rows]).numpy()
+    assert found.dtype == np.float32 and np.allclose(found, expected, atol=1e-4)
+    assert np.array_equal(load_features(tmp_path / "out"), found)
+
+
+def test_pixels_and_weights_decide_what_is_extracted_again(clothes, tmp_path, monkeypatch):
+    """Not the label, the id, the folder or who asks: learners and measure share finished parts."""
+    reader, images = clothes
+    extraction = Extraction.of(SHIPPED_NETWORK)
+    first = extract(reader, range(20), extraction, HERE)
+    monkeypatch.setattr(FeatureWorker, "compute", mock.Mock(side_effect=AssertionError("extracted again")))
+    named = ImageSet(images[:20], np.zeros(20, np.int64), [f"x{i}" for i in range(20)], ["only"])
+    save_image_set(named, tmp_path / "other")
+    again = extract(ImageSetReader(tmp_path / "other"), range(20), extraction, HERE, tmp_path / "out")
+    assert np.array_equal(first, again)
+    assert np.array_equal(extract(reader, [5, 2], extraction, HERE), first[[5, 2]])
+    shutil.copytree(SHIPPED, tmp_path / "moved")
+    moved = Extraction.of(FeatureNetwork(network="fashion", path=str(tmp_path / "moved")))
+    assert np.array_equal(extract(reader, range(20), moved, HERE), first)
+    weights = load_file(tmp_path / "moved/model.safetensors")
+    save_file(
+        {k: np.asarray(v + v.dtype.type(1)) for k, v in weights.items()}, tmp_path / "moved/model.safetensors"
+    )
+    changed = Extraction.of(FeatureNetwork(network="fashion", path=str(tmp_path / "moved")))
+    with pytest.raises(AssertionError, match="extracted again"):
+        extract(reader, range(20), changed, HERE)
+    brighter = ImageSet(images[:20] // 2, named.labels, named.ids, named.class_names)
+    save_image_set(brighter, tmp_path / "dark")
+    with pytest.raises(AssertionError, match="extracted again"):
+        extract(ImageSetReader(tmp_path / "dark"), range(20), extraction, HERE)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "another"])

@@ -11,7 +11,13 @@ from prdc import compute_prdc
 from torch_fidelity.metric_kid import kernel_mmd
 
 from dinv.metrics.calibration import expected_calibration_error
-from dinv.metrics.image_sets import distances_table, distribution_distances, memorisation
+from dinv.metrics.image_sets import (
+    distances_table,
+    distribution_distances,
+    divide,
+    image_set_numbers,
+    memorisation,
+)
 from dinv.metrics.kernel_distance import kernel_distance
 from dinv.metrics.neighbors import nearest_distance, prdc, share_nearer
 
@@ -109,8 +115,8 @@ def test_nearest_distances_by_hand():
 
 def test_memorisation_tells_copies_from_new_images():
     train, unseen, new = features(200, 0), features(300, 1), features(500, 2)
-    rows = memorisation("net", {"copies": train + 1e-3, "new": new}, train, unseen, 0)
-    value = {(r.images, r.metric): r.value for r in rows}
+    rows = memorisation({"copies": train + 1e-3, "new": new}, train, unseen, 0)
+    value = {(images, metric): v for images, _, metric, v in rows}
     assert value["copies", "share_nearer_train"] == 1.0 and value["copies", "nearest_train_distance"] < 0.01
     assert value["new", "share_nearer_train"] == pytest.approx(0.5, abs=0.07)
     assert value["new", "nearest_unseen_distance"] == pytest.approx(
@@ -118,13 +124,69 @@ def test_memorisation_tells_copies_from_new_images():
     )
 
 
-def test_distances_name_their_features_and_compare_equal_sizes_only():
+def test_sets_are_compared_at_equal_sizes_only():
     sets = {"small": features(20, 0), "large": features(100, 1)}
-    rows = distribution_distances("net", sets, features(90, 2), [20, 80], 3, 0)
-    assert {(r.images, r.num_images) for r in rows} == {("small", 20), ("large", 20), ("large", 80)}
-    assert {r.features for r in rows} == {"net"} and len(rows) == 3 * 6
-    assert rows == distribution_distances("net", sets, features(90, 2), [20, 80], 3, 0)
-    assert distances_table(rows).count("\n| net |") == 3
+    rows = distribution_distances(sets, features(90, 2), [20, 80], 3, 0)
+    assert {row[:2] for row in rows} == {("small", 20), ("large", 20), ("large", 80)} and len(rows) == 3 * 6
+    assert rows == distribution_distances(sets, features(90, 2), [20, 80], 3, 0)
+    alone = distribution_distances({"large": sets["large"]}, features(90, 2), [20, 80], 3, 0)
+    assert alone == [row for row in rows if row[0] == "large"], "no set's numbers depend on the others"
+
+
+def test_halves_are_disjoint_and_differ_between_draws():
+    rows = np.arange(101)
+    (first, second), (other, _) = divide(rows, 0), divide(rows, 1)
+    assert (len(first), len(second)) == (51, 50) and sorted([*first, *second]) == rows.tolist()
+    assert set(first) != set(other)
+
+
+def measured(num_draws, seed=0):
+    sets = {"real": features(30, 0), "made": features(200, 1, shift=0.3)}
+    return image_set_numbers("net", sets, features(300, 2), [30, 100], 3, num_draws, seed)
+
+
+def number(table, images, size, metric):
+    (row,) = table[
+        (table["images"] == images) & (table["num_images"] == size) & (table["metric"] == metric)
+    ].index
+    return table.loc[row]
+
+
+def test_numbers_are_means_over_draws_with_their_spread():
+    """One draw of few images says little: real images have scored better than others of their kind."""
+    one, many = measured(1), measured(12)
+    assert set(one["features"]) == {"net"} and one["std"].isna().all() and (many["num_draws"] == 12).all()
+    assert measured(12).equals(many) and not measured(12, seed=1).equals(many)
+    row = number(many, "made", 30, "frechet_distance")
+    single = [number(measured(1, seed), "made", 30, "frechet_distance")["value"] for seed in range(30)]
+    assert row["std"] == pytest.approx(np.std(single), rel=0.6) and min(single) < row["value"] < max(single)
+    assert abs(row["value"] - np.mean(single)) < 3 * row["std"] / np.sqrt(12)
+    sizes = {images: set(of_set["num_images"]) for images, of_set in many.groupby("images")}
+    assert sizes == {"real": {30}, "made": {30, 100, 200}, "unseen": {30, 100, 150}}, (
+        "the last for neighbours"
+    )
+
+
+def test_the_table_has_a_line_per_set_and_size_in_order():
+    lines = distances_table(measured(4)).splitlines()
+    start = [line.split(" | ")[:3] for line in lines[2:]]
+    assert start == [
+        ["| net", "real", "30"],
+        ["| net", "made", "30"],
+        ["| net", "unseen", "30"],
+        ["| net", "made", "100"],
+        ["| net", "unseen", "100"],
+    ]
+    assert lines[0].startswith(
+        "| features | images | N | frechet distance | kernel distance | precision | recall"
+    )
+    assert all(line.count(" ± ") == 6 for line in lines[2:])
+    row = number(measured(4), "made", 100, "recall")
+    assert f"{row['value']:.4f} ± {row['std']:.4f}" in lines[5]
+
+
+def test_an_empty_table_has_its_header():
+    assert distances_table(measured(1)[:0]).splitlines()[1:] == ["|" + "---|" * 9]
 
 
 def test_calibration_error_by_hand():

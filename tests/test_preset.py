@@ -1,7 +1,6 @@
 """Presets are valid, keep comments, and change only what they name."""
 
 import shutil
-import sys
 
 import pytest
 import tiny
@@ -24,19 +23,21 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def flat(params):
-    return {f"{s}.{k}": v for s, values in params.model_dump().items() for k, v in values.items()}
+def flat(values, prefix=""):
+    """Nested sections and blocks as one dictionary with dotted names."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {name: v for k, inner in values.items() for name, v in flat(inner, f"{prefix}.{k}").items()}
 
 
 def written(name):
-    raw = YAML(typ="safe").load((tiny.ROOT / f"presets/{name}.yaml").read_text())
-    return {f"{s}.{k}": v for s, values in raw.items() for k, v in values.items()}
+    return flat(YAML(typ="safe").load((tiny.ROOT / f"presets/{name}.yaml").read_text()))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_valid_and_changes_what_it_names_and_no_more(folder, name):
     preset.apply_presets([name])
-    assert flat(load_params()) == flat(tiny.PARAMS) | written(name)
+    assert flat(load_params().model_dump()) == flat(tiny.PARAMS.model_dump()) | written(name)
     before = (tiny.ROOT / "params.yaml").read_text().splitlines()
     after = (folder / "params.yaml").read_text().splitlines()
     assert len(after) == len(before)
@@ -49,7 +50,8 @@ def test_data_set_model_and_classifier_combine(folder, data_set):
     preset.apply_presets([data_set, "sd14", "resnet18"])
     params = load_params()
     assert params.data.source == data_set and params.data.root == "data/downloads"
-    assert params.model.path == "CompVis/stable-diffusion-v1-4" and params.train.architecture == "resnet18"
+    assert params.model.path == "models/stable-diffusion-v1-4.yaml"
+    assert params.train["cnn"].architecture == "resnet18"
 
 
 def test_every_fetched_source_has_one():
@@ -60,28 +62,27 @@ def test_the_paper_is_the_paper(folder):
     """METHODS: 3,000 visits at 0.03, two decays of 0.01 a visit, U(-0.1, 0.1) at the start, 100 PNDM steps, s = 2."""
     preset.apply_presets(["stl10", "sd14", "resnet18"])
     p = load_params()
-    assert (p.invert.num_tokens, p.invert.num_visits, p.invert.lr, p.invert.weight_decay) == (
-        5,
-        3000,
-        0.03,
-        0.02,
-    )
-    assert p.invert.init_std == pytest.approx(0.1 / 3**0.5, rel=1e-3)
-    assert (p.generate.scheduler, p.generate.num_inference_steps, p.generate.guidance_scale) == (
-        "pndm",
-        100,
-        2,
-    )
+    i, g, t = p.invert["embeddings"], p.generate["inversion"], p.train["cnn"]
+    assert (i.num_tokens, i.num_visits, i.lr, i.weight_decay) == (5, 3000, 0.03, 0.02)
+    assert i.init_std == pytest.approx(0.1 / 3**0.5, rel=1e-3)
+    assert (g.scheduler, g.num_inference_steps, g.guidance_scale) == ("pndm", 100, 2)
     assert (p.data.resolution, p.model.resolution) == (96, 256)
-    assert (p.train.num_steps, p.train.batch_size, p.train.warmup_steps) == (50_000, 128, 1000)
+    assert (t.num_steps, t.batch_size, t.warmup_steps) == (50_000, 128, 1000)
 
 
-def test_a_wrong_one_changes_nothing(folder, monkeypatch, capsys):
+def test_a_wrong_one_changes_nothing(folder):
     before = (folder / "params.yaml").read_text()
-    (folder / "presets/bad.yaml").write_text("invert: {visits: 3}\n")
-    with pytest.raises(UserError, match=r"params.yaml \+ bad: invert.visits: unknown parameter"):
+    (folder / "presets/bad.yaml").write_text("invert: {embeddings: {visits: 3}}\n")
+    with pytest.raises(UserError, match=r"params.yaml \+ bad: invert.embeddings.visits: unknown parameter"):
         preset.apply_presets(["bad"])
-    monkeypatch.setattr(sys, "argv", ["preset", "stl11"])
-    with pytest.raises(SystemExit, match=r"no such preset; there are .* stl10"):
-        preset.main()
+    with pytest.raises(UserError, match=r"no such preset; there are .* stl10"):
+        preset.apply_presets(["stl11"])
     assert (folder / "params.yaml").read_text() == before
+
+
+def test_a_block_that_is_not_there_is_added_whole(folder):
+    """A preset may bring a block of its own, such as other features."""
+    features = "{network: clip, path: models/clip.yaml}"
+    (folder / "presets/clip.yaml").write_text(f"measure: {{features: {{clip: {features}}}}}\n")
+    preset.apply_presets(["clip"])
+    assert list(load_params().measure.features) == ["fashion", "clip"]

@@ -165,8 +165,8 @@ def prepare_eurosat(server, patch, root):
     patch.setattr(eurosat, "NUM_FILES", len(files))
     rows = {"train": range(3), "val": range(3, 5), "test": range(5, 7)}
     split = {s: [[f"{n}/{n}_{i}.jpg", 9, n] for n in names for i in which] for s, which in rows.items()}
-    (root / "eurosat").mkdir(parents=True)
-    (root / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(split))
+    (root).mkdir(parents=True, exist_ok=True)
+    (root / "split_zhou_EuroSAT.json").write_text(json.dumps(split))
     return {"names": names, "train": 6, "val": 4, "test": 4, "file": "eurosat/EuroSAT.zip"}
 
 
@@ -269,7 +269,7 @@ def test_an_interrupted_unpacking_is_repeated(name, folder, server, monkeypatch,
 
 def test_eurosat_without_its_split_says_where_it_comes_from(server, monkeypatch, tmp_path):
     prepare_eurosat(server, monkeypatch, tmp_path / "downloads")
-    path = tmp_path / "downloads/eurosat/split_zhou_EuroSAT.json"
+    path = tmp_path / "downloads/split_zhou_EuroSAT.json"
     for content in ("[]", '{"train": [["Sea/x.jpg"]], "val": [], "test": []}', None):
         path.unlink() if content is None else path.write_text(content)
         with pytest.raises(UserError, match=r"fetch it again|none of EuroSAT|CoOp"):
@@ -312,6 +312,16 @@ def test_a_csv_with_and_without_splits(tmp_path):
         (["file,label", "a.png,x"], "no column 'path'"),
         (["path,label"], "no column 'path' or no rows"),
         (["path,label", "a.png,x", "a.png,y"], "'a.png' is listed twice"),
+        (["path,label", "a.png,x", "./a.png,y"], "'a.png' is listed twice"),
+        (["path,label", "a.png,x", "c/../a.png,y"], "'a.png' is listed twice"),
+        (["path,label", "a.png,x", "same.png,y"], "'same.png' is listed twice, as 'a.png' too"),
+        (["path,label", "a.png,x", "deep/a.png,y"], "'deep/a.png' is listed twice, as 'a.png' too"),
+        (["path,label", "a.png,x", "../out.png,y"], "labels.csv:3: '../out.png' is not below"),
+        (
+            ["path,label", "a.png,x", "deep/../../out.png,y"],
+            "labels.csv:3: 'deep/../../out.png' is not below",
+        ),
+        (["path,label", "{root}/a.png,x", "b.png,y"], "a.png' is not below the table's folder"),
         (["path,label", "a.png,x", "gone.png,y"], "'gone.png': no such file"),
         (["path,label", "a.png,"], "labels.csv:2: label is empty"),
         (["path,label", "a.png"], "labels.csv:2: label is empty"),
@@ -322,10 +332,35 @@ def test_a_csv_with_and_without_splits(tmp_path):
     ],
 )
 def test_a_bad_csv_is_one_line(tmp_path, lines, message):
-    for name in ("a.png", "b.png"):
-        Image.fromarray(pixels(1, 24)[0]).save(tmp_path / name)
+    root = tmp_path / "mine"
+    root.mkdir()
+    for path in (root / "a.png", root / "b.png", tmp_path / "out.png"):
+        Image.fromarray(pixels(1, 24)[0]).save(path)
+    (root / "same.png").symlink_to("a.png")
+    (root / "deep").symlink_to(".")
     if lines is not None:
-        (tmp_path / image_csv.TABLE).write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+        text = "\n".join(lines).replace("{root}", str(root))
+        (root / image_csv.TABLE).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError) as error:
-        load_task(params("image_csv", tmp_path))
+        load_task(params("image_csv", root))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_csvs_ids_are_paths_in_their_shortest_form(tmp_path):
+    table(tmp_path, ["./a/0.png,cat", "a/b/../1.png,dog", "a//2.png,cat", "3.png,dog"])
+    task = load_task(params("image_csv", tmp_path))
+    assert {*task.train.raw.ids, *task.test.raw.ids} == {"a/0.png", "a/1.png", "a/2.png", "3.png"}
+    assert len(task.train.load()) == 2
+
+
+def test_equal_pictures_that_dvc_links_to_one_file_of_its_cache_are_two_images(tmp_path):
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(4)]
+    table(tmp_path / "mine", rows)
+    cached = tmp_path / ".dvc/cache/files/md5/d4/1d8cd98f00b204e9800998ecf8427e"
+    cached.parent.mkdir(parents=True)
+    (tmp_path / "mine/0.png").rename(cached)
+    for name in ("0.png", "1.png"):
+        (tmp_path / "mine" / name).unlink(missing_ok=True)
+        (tmp_path / "mine" / name).symlink_to(cached)
+    task = load_task(params("image_csv", tmp_path / "mine"))
+    assert len(task.train) + len(task.test) == 4

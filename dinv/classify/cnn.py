@@ -1,7 +1,6 @@
 """The learner `cnn`: a convolutional network by SGD for a fixed number of steps, the same for every arm."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 from dinv.classify.architectures import Architecture, Classifier, create_classifier, load_pretrained
 from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
 from dinv.classify.base import Advance, Fitted, LabelledImages, LearnerParams, Predict, TrainingSet
+from dinv.classify.batches import make_batches
 from dinv.errors import UserError
 from dinv.execution.device import computes_bfloat16
 from dinv.files import file_digest
@@ -139,78 +139,6 @@ def learning_rate(params: CnnParams, step: int) -> float:
     cosine = 0.001 + 0.999 * 0.5 * (1 + torch.cos(torch.pi * progress)).item()
     warmup = min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else 1.0
     return params.lr * warmup * cosine
-
-
-def index_stream(n: int, batch_size: int, g: torch.Generator) -> Iterator[torch.Tensor]:
-    """Batches of indices without end: every image once per epoch, in a fresh order each epoch."""
-    pending = torch.randperm(n, generator=g)
-    while True:
-        while len(pending) < batch_size:
-            pending = torch.cat([pending, torch.randperm(n, generator=g)])
-        yield pending[:batch_size]
-        pending = pending[batch_size:]
-
-
-def batch_sizes(params: CnnParams, num_sources: int) -> list[int]:
-    """Images per step from each source: all from one, or `real_fraction` of them from the first."""
-    if num_sources == 1:
-        return [params.batch_size]
-    real = round(params.batch_size * params.real_fraction)
-    real = min(max(real, 1), params.batch_size - 1)
-    return [real, params.batch_size - real]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """uint8 [B, C, H, W], and targets float32 [B, M]: class probabilities times the image's loss weight."""
-
-    images: torch.Tensor
-    targets: torch.Tensor
-
-
-def make_batches(sources: Sequence[LabelledImages], params: CnnParams, g: torch.Generator) -> Iterator[Batch]:
-    """Batches without end, on the CPU, as `params.mixing` says where there are two sources."""
-    if len(sources) == 2 and params.mixing == "replace":
-        return replaced_batches(sources[0], sources[1], params, g)
-    return joined_batches(sources, params, g)
-
-
-def joined_batches(
-    sources: Sequence[LabelledImages], params: CnnParams, g: torch.Generator
-) -> Iterator[Batch]:
-    """So many images of each source in every batch, in random order: MixUp pairs neighbours."""
-    weights = (1.0, params.synthetic_loss_weight)
-    streams = [
-        index_stream(len(s), n, g) for s, n in zip(sources, batch_sizes(params, len(sources)), strict=True)
-    ]
-    while True:
-        rows = [next(stream) for stream in streams]
-        images = torch.cat([s.images[r] for s, r in zip(sources, rows, strict=True)])
-        targets = torch.cat([w * s.targets[r] for s, r, w in zip(sources, rows, weights, strict=False)])
-        order = torch.randperm(len(images), generator=g) if len(sources) > 1 else slice(None)
-        yield Batch(images[order], targets[order])
-
-
-def replaced_batches(
-    real: LabelledImages, synthetic: LabelledImages, params: CnnParams, g: torch.Generator
-) -> Iterator[Batch]:
-    """Real batches of which each image, with probability 1 - real_fraction, gives way to one generated
-    from it (DA-Fusion, Trabucco et al. 2023). One that has none stays.
-    """
-    assert synthetic.origins is not None
-    by_origin = synthetic.origins.argsort(stable=True)
-    by_origin = by_origin[int((synthetic.origins < 0).sum()) :]
-    counts = torch.bincount(synthetic.origins[by_origin], minlength=len(real))
-    starts = counts.cumsum(0) - counts
-    for rows in index_stream(len(real), params.batch_size, g):
-        gives_way = torch.rand(len(rows), generator=g) >= params.real_fraction
-        replaced = gives_way & (counts[rows] > 0)
-        place = (torch.rand(len(rows), generator=g) * counts[rows]).long()
-        chosen = by_origin[(starts[rows] + place)[replaced]]
-        images, targets = real.images[rows], real.targets[rows]
-        images[replaced] = synthetic.images[chosen]
-        targets[replaced] = params.synthetic_loss_weight * synthetic.targets[chosen]
-        yield Batch(images, targets)
 
 
 def smoothed(targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:

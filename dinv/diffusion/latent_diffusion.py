@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dinv.diffusion.params import ModelParams
@@ -49,6 +48,8 @@ class LatentDiffusion:
         empty_prompt: torch.Tensor | None,
         params: ModelParams,
     ):
+        from diffusers import DDPMScheduler  # noqa: PLC0415 - takes seconds
+
         self.vae, self.unet, self.schedule = vae, unet, schedule
         self.params = params
         self._empty_prompt = empty_prompt
@@ -179,8 +180,14 @@ class LatentDiffusion:
         slow = needs_gradient and self.device.type == "cpu" and self.dtype == torch.bfloat16
         return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
 
-    def _latent_scale(self) -> tuple[float, float]:
-        return float(self.vae.config.scaling_factor), float(self.vae.config.shift_factor or 0)
+    def _latent_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scale, shift) of scaled latents (z - shift) scale, one number or [1, c, 1, 1] each."""
+        config = self.vae.config
+        scale, shift = torch.tensor(config.scaling_factor), torch.tensor(config.shift_factor or 0.0)
+        if config.latents_mean is not None and config.latents_std is not None:  # as diffusers' SDXL does
+            shift, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
+            scale, shift = (scale / std).view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+        return scale.to(self.device), shift.to(self.device)
 
 
 def read_schedule(folder: Path) -> dict[str, Any]:

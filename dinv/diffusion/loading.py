@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion, read_schedule
 from dinv.diffusion.params import ModelParams
@@ -53,6 +51,8 @@ def load_model(folder: Path, params: ModelParams, device: torch.device) -> Laten
     Raises:
         UserError: a component is missing, broken, or of a kind that cannot be inverted.
     """
+    from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: PLC0415 - takes seconds
+
     if params.dtype == "float16" and device.type == "cpu":
         raise UserError("model.dtype = 'float16': needs a GPU; use float32 or bfloat16 on the CPU")
     dtype = getattr(torch, params.dtype)
@@ -88,6 +88,8 @@ def _empty_prompt(folder: Path) -> torch.Tensor | None:
         return load_file(stored)["prompt_embeds"].float()
     if not (folder / "text_encoder").is_dir():
         return None
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: PLC0415 - takes seconds
+
     options = {"local_files_only": True}
     tokenizer = _component_of_text(folder, "tokenizer", CLIPTokenizer.from_pretrained, options)
     options |= {"use_safetensors": True}

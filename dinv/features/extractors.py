@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoModel, BitImageProcessor, CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from dinv.errors import UserError
 from dinv.features.network import IMAGE_SIZE, load_network
@@ -51,6 +50,8 @@ def inception(location: Path, device: torch.device) -> Extractor:
 
 def dinov2(location: Path, device: torch.device) -> Extractor:
     """DINOv2's normalised class token (Oquab et al. 2023), through transformers."""
+    from transformers import AutoModel, BitImageProcessor  # noqa: PLC0415 - seconds, for the others in vain
+
     processor = BitImageProcessor.from_pretrained(location, local_files_only=True)
     network = AutoModel.from_pretrained(location, use_safetensors=True, local_files_only=True)
     return _transformer(processor, network, "pooler_output", device)
@@ -58,6 +59,8 @@ def dinov2(location: Path, device: torch.device) -> Extractor:
 
 def clip(location: Path, device: torch.device) -> Extractor:
     """CLIP's projected image embedding (Radford et al. 2021), through transformers."""
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection  # noqa: PLC0415 - as above
+
     processor = CLIPImageProcessor.from_pretrained(location, local_files_only=True)
     network = CLIPVisionModelWithProjection.from_pretrained(
         location, use_safetensors=True, local_files_only=True

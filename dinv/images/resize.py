@@ -1,5 +1,7 @@
 """One documented way from any picture to a square uint8 image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -30,6 +32,22 @@ def to_square(picture: Image.Image, resolution: int, policy: str, mode: str) -> 
     else:
         picture = _pad(picture, resolution)
     return np.asarray(picture, np.uint8).reshape(resolution, resolution, -1)
+
+
+def to_squares(
+    picture: Image.Image, resolution: int, policy: str, mode: str, sides: Sequence[int]
+) -> list[NDArray[np.uint8]]:
+    """The same picture at several sides, each straight from the original: uint8 [side, side, C] each.
+
+    `pad` does not scale, so its square of the given resolution is what is scaled to other sides.
+
+    Raises:
+        UserError: with `pad`, the picture is larger than the resolution.
+    """
+    if policy != "pad":
+        return [to_square(picture, side, policy, mode) for side in sides]
+    padded = to_square(picture, resolution, policy, mode)
+    return [convert_batch(padded[None], side, padded.shape[2])[0] for side in sides]
 
 
 def convert_batch(images: NDArray[np.uint8], resolution: int, num_channels: int) -> NDArray[np.uint8]:

@@ -17,16 +17,13 @@ from dinv.metrics.frechet import frechet_distance
 from dinv.metrics.kernel_distance import kernel_distance
 from dinv.metrics.neighbors import nearest_distance, prdc, share_nearer
 from dinv.metrics.tables import markdown, mean_and_spread
+from dinv.rng import derive_seed
 
 Features = NDArray[np.floating]
+Numbers = tuple[str, int, str, float]  # image set, number of images, metric, value
 METRICS = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
 REAL, UNSEEN = "real", "unseen"
 COLUMNS = ["features", "images", "num_images", "metric", "value", "std", "num_draws"]
-
-
-def choose(num_available: int, num_wanted: int, g: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of a random subset, in ascending order."""
-    return np.sort(g.permutation(num_available)[:num_wanted])
 
 
 def image_set_numbers(
@@ -49,20 +46,24 @@ def image_set_numbers(
         num_draws: how often images are chosen.
         seed: chooses them; the same sets give the same numbers at every call.
     """
-    draws: list[tuple[str, int, str, float]] = []
+    draws: list[Numbers] = []
     for draw in range(num_draws):
-        g = np.random.default_rng([seed, draw])
-        halves = divide(test, g)
-        chosen = {**sets, UNSEEN: halves[1]}
-        draws += distribution_distances(chosen, halves[0], sizes, num_neighbors, g)
+        reference, unseen = divide(test, derive_seed(seed, draw))
+        chosen = {**sets, UNSEEN: unseen}
+        draws += distribution_distances(chosen, reference, sizes, num_neighbors, derive_seed(seed, draw))
         others = {images: features for images, features in chosen.items() if images != REAL}
-        draws += memorisation(others, sets[REAL], halves[0], g)
+        draws += memorisation(others, sets[REAL], reference, derive_seed(seed, draw))
     return _over_draws(name, draws)
 
 
-def divide(features: Features, g: np.random.Generator) -> tuple[Features, Features]:
+def choose(num_available: int, num_wanted: int, seed: int) -> NDArray[np.int64]:
+    """Rows of a random subset, in ascending order."""
+    return np.sort(np.random.default_rng(seed).permutation(num_available)[:num_wanted])
+
+
+def divide(features: Features, seed: int) -> tuple[Features, Features]:
     """Two random halves, the first the larger by at most one."""
-    order = g.permutation(len(features))
+    order = np.random.default_rng(seed).permutation(len(features))
     middle = (len(order) + 1) // 2
     return features[order[:middle]], features[order[middle:]]
 
@@ -72,16 +73,16 @@ def distribution_distances(
     reference: Features,
     sizes: Sequence[int],
     num_neighbors: int,
-    g: np.random.Generator,
-) -> list[tuple[str, int, str, float]]:
-    """(set, size, metric, value) of every set against the reference, at each size that both have."""
+    seed: int,
+) -> list[Numbers]:
+    """Every set against the reference, at each size that both have; no set's choice depends on the others."""
     rows = []
     for size in sizes:
-        real = reference[choose(len(reference), size, g)]
+        real = reference[choose(len(reference), size, derive_seed(seed, "reference", size))]
         for images, features in sets.items():
             if len(features) < size:
                 continue
-            fake = features[choose(len(features), size, g)]
+            fake = features[choose(len(features), size, derive_seed(seed, images, size))]
             values = {
                 "frechet_distance": frechet_distance(real, fake),
                 "kernel_distance": kernel_distance(real, fake),
@@ -91,16 +92,14 @@ def distribution_distances(
     return rows
 
 
-def memorisation(
-    sets: Mapping[str, Features], train: Features, unseen: Features, g: np.random.Generator
-) -> list[tuple[str, int, str, float]]:
-    """(set, size, metric, value): how near each comes to training images and to as many unseen ones.
+def memorisation(sets: Mapping[str, Features], train: Features, unseen: Features, seed: int) -> list[Numbers]:
+    """How near each set comes to training images and to as many unseen ones.
 
     `nearest_train_distance` and `nearest_unseen_distance` are medians; `share_nearer_train` is about
     0.5 for new images and 1 for copies of the training images.
     """
     size = min(len(train), len(unseen))
-    train, unseen = (x[choose(len(x), size, g)] for x in (train, unseen))
+    train, unseen = (x[choose(len(x), size, derive_seed(seed, "memorisation"))] for x in (train, unseen))
     return [
         (images, len(features), metric, value)
         for images, features in sets.items()
@@ -112,7 +111,7 @@ def memorisation(
     ]
 
 
-def _over_draws(name: str, draws: Sequence[tuple[str, int, str, float]]) -> pd.DataFrame:
+def _over_draws(name: str, draws: Sequence[Numbers]) -> pd.DataFrame:
     table = pd.DataFrame(draws, columns=["images", "num_images", "metric", "value"])
     groups = table.groupby(["images", "num_images", "metric"], sort=False)["value"]
     found = groups.agg(value="mean", std="std", num_draws="count").round(6).reset_index()

@@ -4,6 +4,7 @@ Exact Euclidean neighbours by scikit-learn, in chunks.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +33,21 @@ def prdc(real: Features, fake: Features, num_neighbors: int) -> PRDC:
     holds a fake. Depends on k and on the sizes of the sets: compare at equal ones only.
     """
     real_radii, fake_radii = (_radii(x, num_neighbors) for x in (real, fake))
-    balls = _balls_around(fake, real, real_radii)
+    balls = np.zeros(len(fake), np.int64)  # of reals, around each fake
+
+    def reduce(distances: NDArray[np.float64], start: int) -> tuple[Any, Any]:
+        """Distances of some reals to all fakes -> does its ball hold a fake, is it in the ball of one."""
+        inside = distances < real_radii[start : start + len(distances), None]
+        np.add(balls, inside.sum(0), out=balls)
+        return inside.any(1), (distances < fake_radii).any(1)
+
+    chunks = pairwise_distances_chunked(real.astype(np.float64), fake.astype(np.float64), reduce_func=reduce)
+    covered, reached = (np.concatenate(flags) for flags in zip(*chunks, strict=True))
     return PRDC(
         precision=float((balls > 0).mean()),
-        recall=float((_balls_around(real, fake, fake_radii) > 0).mean()),
+        recall=float(reached.mean()),
         density=float(balls.mean()) / num_neighbors,
-        coverage=float((nearest_distance(real, fake) < real_radii).mean()),
+        coverage=float(covered.mean()),
     )
 
 
@@ -61,13 +71,3 @@ def _radii(x: Features, num_neighbors: int) -> NDArray[np.float64]:
     """Distance of each row to its k-th neighbour among the others."""
     index = NearestNeighbors(n_neighbors=num_neighbors, algorithm="brute").fit(x.astype(np.float64))
     return index.kneighbors()[0][:, -1]
-
-
-def _balls_around(queries: Features, centres: Features, radii: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many balls each query is in."""
-    chunks = pairwise_distances_chunked(
-        queries.astype(np.float64),
-        centres.astype(np.float64),
-        reduce_func=lambda distances, start: (distances < radii).sum(1),
-    )
-    return np.concatenate(list(chunks))

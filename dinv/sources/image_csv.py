@@ -1,10 +1,11 @@
 """The user's own images, listed in `root/labels.csv`.
 
-Columns `path` (below root) and `label`; with a third, `split` (train, val, test), that split is
+Columns `path` (relative, below root) and `label`; with a third, `split` (train, val, test), that split is
 used, else a fifth of every class is set aside for test. Other columns are ignored.
 """
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dinv.sources.image_folder import read_picture
 
 TABLE = "labels.csv"
 SPLITS = ("train", "val", "test")
+DVC_CACHE = ("files", "md5")  # .dvc/cache/files/md5/d4/1d8cd98f00b204e9800998ecf8427e
 
 
 def load(root: Path, seed: int) -> RawSplits:
@@ -48,8 +50,19 @@ def _read_table(path: Path) -> list[dict[str, str]]:
             raise UserError(f"{path}: no column {column!r} or no rows; it needs columns path and label")
     for line, row in enumerate(table, 2):
         _check(row, f"{path}:{line}")
+        row["path"] = _below_root(row["path"], f"{path}:{line}")
     _check_distinct([row["path"] for row in table], path)
     return table
+
+
+def _below_root(path: str, place: str) -> str:
+    """The path in its shortest form, which is the image's id: `./a.png` and `b/../a.png` are `a.png`."""
+    shortest = Path(os.path.normpath(path))
+    if shortest.is_absolute() or shortest.parts[:1] == ("..",):
+        raise UserError(
+            f"{place}: {path!r} is not below the table's folder, where DVC sees it; move it there"
+        )
+    return shortest.as_posix()
 
 
 def _check(row: dict[str, str], place: str) -> None:
@@ -61,13 +74,25 @@ def _check(row: dict[str, str], place: str) -> None:
 
 
 def _check_distinct(paths: Sequence[str], table: Path) -> None:
-    seen: set[str] = set()
+    seen: dict[Path, str] = {}
     for path in paths:
-        if path in seen:
-            raise UserError(f"{table}: {path!r} is listed twice; remove one line")
         if not (table.parent / path).is_file():
             raise UserError(f"{table}: {path!r}: no such file below {table.parent}; correct the path")
-        seen.add(path)
+        file = _file(table.parent / path)
+        if file in seen:
+            other = "" if seen[file] == path else f", as {seen[file]!r} too"
+            raise UserError(f"{table}: {path!r} is listed twice{other}; remove one line")
+        seen[file] = path
+
+
+def _file(path: Path) -> Path:
+    """The file that a path leads to.
+
+    Links that DVC makes into its cache (cache.type symlink) are not followed: there, equal pictures
+    are one file, and whether they may be listed twice must not depend on the machine.
+    """
+    file = path.resolve()
+    return path.absolute() if file.parts[-4:-2] == DVC_CACHE else file
 
 
 def _images(root: Path, rows: Sequence[dict[str, str]], class_names: list[str]) -> RawImages:

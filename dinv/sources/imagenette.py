@@ -6,7 +6,7 @@ import numpy as np
 from torchvision.datasets import Imagenette
 
 from dinv.sources.base import RawImages, RawSplits
-from dinv.sources.downloaded import downloads, fetch, remove_if_incomplete
+from dinv.sources.downloaded import Unpacked, fetch
 from dinv.sources.image_folder import read_picture
 
 NUM_FILES = 9_469 + 3_925
@@ -14,12 +14,13 @@ NUM_FILES = 9_469 + 3_925
 
 def load(root: Path, seed: int) -> RawSplits:
     """As the paper does."""
-    remove_if_incomplete(downloads(root) / "imagenette2", "*/*/*.JPEG", NUM_FILES)
+    unpacked = Unpacked("imagenette2", "*/*/*.JPEG", NUM_FILES)
 
     def split(name: str) -> Imagenette:
-        return fetch(
-            "imagenette", root, "imagenette2.tgz", lambda folder: Imagenette(folder, name, download=True)
-        )
+        def make(folder: Path) -> Imagenette:
+            return Imagenette(folder, name, download=True)
+
+        return fetch("imagenette", root, "imagenette2.tgz", make, unpacked)
 
     train, test = split("train"), split("val")
     names = [synonyms[0] for synonyms in train.classes]

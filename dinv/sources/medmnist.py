@@ -1,6 +1,5 @@
 """PathMNIST, DermaMNIST and BloodMNIST (Yang et al. 2023) at 28x28, with their own validation splits."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,19 @@ from dinv.sources.base import RawImages, RawSplits, array_images
 from dinv.sources.downloaded import fetch
 
 
-def loader(name: str) -> Callable[[Path, int], RawSplits]:
-    """The `load` function of one of the sets."""
-    return lambda root, seed: _load(name, root)
+def load_pathmnist(root: Path, seed: int) -> RawSplits:
+    """Colon tissue, nine classes."""
+    return _load("pathmnist", root)
+
+
+def load_dermamnist(root: Path, seed: int) -> RawSplits:
+    """Skin lesions, seven classes."""
+    return _load("dermamnist", root)
+
+
+def load_bloodmnist(root: Path, seed: int) -> RawSplits:
+    """Blood cells, eight classes."""
+    return _load("bloodmnist", root)
 
 
 def _load(name: str, root: Path) -> RawSplits:

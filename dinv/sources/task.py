@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from dinv.errors import UserError
 from dinv.images.image_set import ImageSet, batches
-from dinv.images.resize import to_square
+from dinv.images.resize import to_squares
 from dinv.images.split import keyed_order, split_train_val
 from dinv.sources.base import RawImages
 from dinv.sources.params import DataParams
-from dinv.sources.registry import SOURCES
+from dinv.sources.registry import find_source
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,31 @@ class Split:
 
     def chunks(self, size: int) -> Iterator[ImageSet]:
         """At most `size` at a time, in order; one empty chunk if there is none."""
+        return (images for (images,) in self.chunks_at([self.params.resolution], size))
+
+    def chunks_at(self, sides: Sequence[int], size: int) -> Iterator[list[ImageSet]]:
+        """As `chunks`, the same images at each of these sides in pixels, straight from the originals."""
         for rows in batches(max(len(self), 1), size):
-            yield self.take(range(len(self))[rows])
+            yield self.take_at(sides, range(len(self))[rows])
 
     def take(self, rows: Sequence[int]) -> ImageSet:
         """Some rows; raises UserError for a broken image."""
-        side, channels = self.params.resolution, 1 if self.params.mode == "L" else 3
-        images = np.zeros((len(rows), side, side, channels), np.uint8)
-        for place, row in enumerate(rows):
-            images[place] = self._read(row)
-        ids = [self.raw.ids[row] for row in rows]
-        return ImageSet(images, self.raw.labels[list(rows)], ids, self.class_names)
+        return self.take_at([self.params.resolution], rows)[0]
 
-    def _read(self, row: int) -> NDArray[np.uint8]:
+    def take_at(self, sides: Sequence[int], rows: Sequence[int]) -> list[ImageSet]:
+        """Some rows at each of these sides; every original is decoded once. Raises UserError."""
+        channels = 1 if self.params.mode == "L" else 3
+        arrays = [np.zeros((len(rows), side, side, channels), np.uint8) for side in sides]
+        for place, row in enumerate(rows):
+            for array, pixels in zip(arrays, self._read(row, sides), strict=True):
+                array[place] = pixels
+        ids, labels = [self.raw.ids[row] for row in rows], self.raw.labels[list(rows)]
+        return [ImageSet(array, labels, ids, self.class_names) for array in arrays]
+
+    def _read(self, row: int, sides: Sequence[int]) -> list[NDArray[np.uint8]]:
         p = self.params
         try:
-            return to_square(self.raw.read(row), p.resolution, p.resize, p.mode)
+            return to_squares(self.raw.read(row), p.resolution, p.resize, p.mode, sides)
         except UserError as error:
             place = f"{p.root}: {self.raw.ids[row]}: " if self.raw.ids[row] not in str(error) else ""
             raise UserError(f"{place}{error}") from error
@@ -65,7 +74,7 @@ class Task:
 
 def load_task(params: DataParams) -> Task:
     """Choose the images that `params` names; raises UserError. Pixels are read later."""
-    source = SOURCES[params.source](Path(params.root), params.seed)
+    source = find_source(params.source)(Path(params.root), params.seed)
     in_pool = params.num_val_per_class if source.val is None else 0
     train_rows, val_rows = split_train_val(
         source.train.labels,
