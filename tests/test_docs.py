@@ -179,7 +179,8 @@ def test_own_images_are_looked_at_and_exported(finished, tmp_path):
     project.run("bash", "-e", "-c", export)
     assert len(list((project.root / "generated_images").rglob("*.png"))) == 60
     (settings,) = blocks("own_images.md", "yaml")
-    project.set(**{f"data__{k}": v for k, v in re.findall(r"^  (\w+): (\S+)", settings, re.M)})
+    data = YAML(typ="safe").load(settings)["data"]
+    project.set(**{f"data__{key}": value for key, value in data.items()})
     project.run("bash", "-e", "-c", look)
     names = {p.parent.name for p in (project.root / "look_at_these").rglob("*.png")}
     assert names == {"cat", "dog"}
