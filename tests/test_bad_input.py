@@ -170,10 +170,7 @@ CASES = [
     ),
     (
         "no feature network",
-        lambda p: (
-            run_stage(p, "generate"),
-            p.set(measure__features__fashion={"network": "clip", "path": "absent"}),
-        ),
+        lambda p: p.set(measure__features__fashion={"network": "clip", "path": "absent"}),
         "measure",
         r"measure\.features: clip at 'absent': no such path",
     ),
