@@ -23,6 +23,7 @@ def start(stage: str, block: str, scratch: Path) -> int:
     pid = os.fork()
     if pid == 0:
         os.environ["DINV_SCRATCH"] = str(scratch)
+        scratch.mkdir(exist_ok=True)
         module = importlib.import_module(f"stages.{stage}")
         for name, other in sys.modules.items():
             if name.startswith("dinv.") and hasattr(other, "PART_SIZE"):
@@ -34,6 +35,7 @@ def start(stage: str, block: str, scratch: Path) -> int:
         with contextlib.suppress(SystemExit):
             run(stage, module.main, **({} if block == "-" else {"block": block}))
             status = 0
+        (scratch / "modules").write_text("\n".join(sys.modules))
         os._exit(status)
     return pid
 
@@ -43,14 +45,22 @@ def finish(stage: str, block: str, scratch: Path) -> None:
     assert status == 0, f"{stage} failed"
 
 
+def import_what_it_imports(stage: str, block: str) -> None:
+    """So that the forks need not."""
+    importlib.import_module(f"stages.{stage}")
+    finish(stage, block, Path("warm-up"))
+    for name in Path("warm-up/modules").read_text().split():
+        with contextlib.suppress(ImportError, AttributeError):
+            importlib.import_module(name)
+
+
 def digest(folder: Path) -> str:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".gitignore")
     return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
 
 
 def main(stage: str, block: str, out: Path, kills: int) -> None:
-    importlib.import_module(f"stages.{stage}")
-    finish(stage, block, Path("warm-up"))
+    import_what_it_imports(stage, block)
     started = time.perf_counter()
     finish(stage, block, Path("whole"))
     whole_run, expected = time.perf_counter() - started, digest(out)

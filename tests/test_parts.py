@@ -3,12 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -176,27 +173,19 @@ class Slow(Upper):
         return super().compute(task, advance)
 
 
-SLOW = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_parts import *
-store = PartStore("s", Path(sys.argv[1]) / "scratch")
-run_parts(plan_of(sys.argv[3].split()), store, WORDS, partial(Slow, []), LOCAL, Path(sys.argv[1]) / "out")
-"""
-
-
 @pytest.mark.parametrize("after", [0.05, 0.2, 0.4, 0.55])
 def test_kill_dash_nine_loses_only_the_part_at_work(tmp_path, after):
     words = [f"w{i}" for i in range(90)]
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", SLOW, str(tmp_path), here, " ".join(words)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not stored(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        worker, store = partial(Slow, []), PartStore("s", tmp_path / "scratch")
+        run_parts(plan_of(words), store, WORDS, worker, LOCAL, tmp_path / "out")
+        os._exit(0)
+    while not stored(tmp_path):
         time.sleep(0.01)
     time.sleep(after)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
     store = PartStore("s", tmp_path / "scratch")
     finished = [store.has(part) for part in plan_of(words).parts()]
     assert any(finished) and finished == sorted(finished, reverse=True)
