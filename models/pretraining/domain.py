@@ -118,3 +118,10 @@ def symmetry(images: torch.Tensor, index: int) -> torch.Tensor:
     """One of the eight flips and quarter turns of images [..., H, W]; 0 changes nothing, 1 mirrors."""
     turned = torch.rot90(images, index // 2, (-2, -1))
     return turned.flip(-1) if index % 2 else turned
+
+
+def random_symmetries(images: torch.Tensor, symmetries: int) -> torch.Tensor:
+    """Images [B, C, H, W], each eighth of the batch under a symmetry drawn for it."""
+    parts = images.chunk(8)
+    drawn = torch.randint(symmetries, (len(parts),)).tolist()
+    return torch.cat([symmetry(part, index) for part, index in zip(parts, drawn, strict=True)])

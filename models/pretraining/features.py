@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from dinv.features.network import FeatureNetwork
-from models.pretraining.domain import Domain, load_domain, load_images, load_labels, symmetry
+from models.pretraining.domain import Domain, load_domain, load_images, load_labels, random_symmetries
 from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 
 SHIFT = 3  # pixels
 
 
 def augment(images: torch.Tensor, domain: Domain) -> torch.Tensor:
-    """Mirror or turn the halves of the batch as the domain allows; shift the batch by up to 3 pixels."""
-    halves = [symmetry(half, int(torch.randint(domain.symmetries, ()))) for half in images.chunk(2)]
+    """Mirror or turn as the domain allows; shift the batch by up to 3 pixels."""
+    turned = random_symmetries(images, domain.symmetries)
     down, right = torch.randint(2 * SHIFT + 1, (2,)).tolist()
     if domain.views.border == "black":
-        padded = F.pad(torch.cat(halves), (SHIFT,) * 4, value=-1.0)
+        padded = F.pad(turned, (SHIFT,) * 4, value=-1.0)
     else:
-        padded = F.pad(torch.cat(halves), (SHIFT,) * 4, mode="reflect")
+        padded = F.pad(turned, (SHIFT,) * 4, mode="reflect")
     side = images.shape[-1]
     return padded[:, :, down : down + side, right : right + side]
 

@@ -1,7 +1,6 @@
 """What the pre-training scripts share: arguments, schedule, and a training loop that resumes."""
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -83,12 +83,8 @@ class Checkpoint:
                 state.setdefault(int(i), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return self._step()
-
-    def _step(self) -> int:
-        with self.path.open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
-        return int(json.loads(header)["__metadata__"]["step"])
+        with safe_open(self.path, "pt") as file:
+            return int(file.metadata()["step"])
 
 
 class Trained(torch.nn.Module):

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from dinv.images.grid import labelled_grid
 from models.pretraining.domain import load_domain, load_images
-from models.pretraining.unet import encode, noise_schedule
+from models.pretraining.unet import Encoders, noise_schedule
 
 NUM_IMAGES = 2000
 COLUMNS, SAMPLING_STEPS, GUIDANCE = 10, 50, 1.5
@@ -93,8 +93,9 @@ def main() -> None:
     images = load_images(args.images, domain)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:NUM_IMAGES]
     images = images[chosen]
-    latents, tokens = (x[0] for x in encode(args.output, images, domain, symmetries=1))
-    vae = AutoencoderKL.from_pretrained(args.output / "vae", torch_dtype=torch.float32).eval()
+    encode = Encoders(args.output, domain)
+    latents, tokens = (torch.cat(x) for x in zip(*map(encode, images.split(250)), strict=True))
+    vae = encode.vae
     unet = UNet2DConditionModel.from_pretrained(args.output / "unet", torch_dtype=torch.float32).eval()
     empty = load_file(args.output / "empty_prompt_embeds.safetensors")["prompt_embeds"].float()
     error = float((decode(vae, latents) - images).square().mean())

@@ -16,15 +16,15 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
 
 from dinv.errors import UserError
-from models.pretraining.domain import Domain, load_domain, load_images, symmetry
+from models.pretraining.domain import Domain, load_domain, load_images, random_symmetries
 from models.pretraining.encoder import NUM_TOKENS, WIDTH, Contrastive
 from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 
 MAX_TOKEN_NOISE = 1.5  # in units of the tokens' standard deviation
 EMA_DECAY = 0.999
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Denoiser(nn.Module):
@@ -54,11 +54,17 @@ class Denoiser(nn.Module):
         return self.unet(noisy, t, tokens).sample.float()
 
 
-def load_encoder(output: Path, domain: Domain) -> Contrastive:
+def earlier_steps(output: Path) -> tuple[Path, Path]:
+    """Weights of the autoencoder, and the encoder's checkpoint; raises UserError where one is missing."""
+    paths = output / "vae" / WEIGHTS, output.with_suffix(".encoder.ckpt")
+    for path, step in zip(paths, ("vae", "encoder"), strict=True):
+        if not path.exists():
+            raise UserError(f"{path}: no such file; run python -m models.pretraining.{step} first")
+    return paths
+
+
+def load_encoder(path: Path, domain: Domain) -> Contrastive:
     """Step 2's network, from its checkpoint."""
-    path = output.with_suffix(".encoder.ckpt")
-    if not path.exists():
-        raise UserError(f"{path}: no such file; run python -m models.pretraining.encoder first")
     prefix = "model.model."
     tensors = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
     model = Contrastive(domain.channels)
@@ -66,19 +72,18 @@ def load_encoder(output: Path, domain: Domain) -> Contrastive:
     return model.eval()
 
 
-@torch.no_grad()
-def encode(
-    output: Path, images: torch.Tensor, domain: Domain, symmetries: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled latent means [S, N, 8, 8, 8] and tokens [S, N, K, D] of S symmetries of every image."""
-    vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32).eval()
-    encoder = load_encoder(output, domain)
-    latents, tokens = [], []
-    for index in range(symmetries):
-        batches = symmetry(images, index).split(500)
-        latents.append(torch.cat([vae.encode(b).latent_dist.mean for b in tqdm(batches, "latents")]))
-        tokens.append(torch.cat([encoder.encoder(b) for b in batches]))
-    return torch.stack(latents) * vae.config.scaling_factor, torch.stack(tokens)
+class Encoders:
+    """The frozen networks of steps 1 and 2."""
+
+    def __init__(self, output: Path, domain: Domain) -> None:
+        self.encoder = load_encoder(earlier_steps(output)[1], domain).encoder
+        self.vae: Any = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [B, C, 32, 32] -> scaled latent means [B, 8, 8, 8] and tokens [B, K, D]."""
+        means = self.vae.encode(images).latent_dist.mean
+        return means * self.vae.config.scaling_factor, self.encoder(images)
 
 
 def noise_schedule() -> Any:
@@ -91,6 +96,15 @@ def noise_schedule() -> Any:
     )
 
 
+def start_from(folder: Path, model: Denoiser) -> None:
+    """Take over the UNet of another domain's model: how to denoise is much the same everywhere."""
+    try:
+        model.unet.load_state_dict({k: v.float() for k, v in load_file(folder / "unet" / WEIGHTS).items()})
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--start {folder}: has no UNet of this domain's widths ({reason})") from error
+
+
 def save(model: Denoiser, output: Path) -> None:
     """Write the float16 model in diffusers layout, with its empty embedding."""
     model.unet.half().save_pretrained(output / "unet")
@@ -100,24 +114,28 @@ def save(model: Denoiser, output: Path) -> None:
 
 
 def main() -> None:
-    args = argument_parser(__doc__).parse_args()
+    parser = argument_parser(__doc__)
+    parser.add_argument("--start", type=Path, help="finished model whose UNet to start from")
+    args = parser.parse_args()
     domain = load_domain(args.domain)
     torch.manual_seed(0)
-    latents, tokens = encode(args.output, load_images(args.images, domain), domain, domain.symmetries)
+    images, encode = load_images(args.images, domain), Encoders(args.output, domain)
     scheduler = noise_schedule()
-    model = Denoiser(domain.unet.block_out_channels).to(memory_format=torch.channels_last)
+    model = Denoiser(domain.unet.block_out_channels)
+    if args.start:
+        start_from(args.start, model)
+    model.to(memory_format=torch.channels_last)
 
     def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        turned = torch.randint(domain.symmetries, (len(ids),))
-        clean = latents[turned, ids]
+        clean, tokens = encode(random_symmetries(images[ids], domain.symmetries))
         noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(ids),))
         noisy = scheduler.add_noise(clean, noise, t)
         with mixed_precision():
-            loss = (model(noisy, t, tokens[turned, ids]) - noise).square().mean()
+            loss = (model(noisy, t, tokens) - noise).square().mean()
         return loss, loss.detach()
 
     training = settings(domain.unet, args)
-    average = train(model, loss_of, latents.shape[1], "unet", training, args, ema_decay=EMA_DECAY)
+    average = train(model, loss_of, len(images), "unet", training, args, ema_decay=EMA_DECAY)
     save(average, args.output)
 
 
