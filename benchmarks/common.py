@@ -1,11 +1,13 @@
 """What the benchmarks share: paired timings, the machine's description and its matrix-multiply ceiling."""
 
+import argparse
 import importlib.metadata
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion
-from dinv.diffusion.loading import load_model
+from dinv.diffusion.loading import fetch_model, load_model
 from dinv.execution.device import resolve_device
 from dinv.images.image_set import ImageSet
 from dinv.params import Params
@@ -27,34 +29,52 @@ SD15_SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "epsilon",
 }
+SD15_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD15_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
 
 
-def bundled(params: Params, dtype: str | None) -> tuple[LatentDiffusion, ImageSet]:
-    """The model of params.yaml and the training images of its task."""
+def make_parser(description: str | None, runs: int) -> argparse.ArgumentParser:
+    """Arguments of every benchmark."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--runs", type=int, default=runs, help="how often the paired timing is repeated")
+    parser.add_argument("--tiny", action="store_true", help="as little as possible: does it run?")
+    return parser
+
+
+def bundled(params: Params, dtype: str | None, num_images: int) -> tuple[LatentDiffusion, ImageSet]:
+    """The model of params.yaml and training images of its task, as the model sees them."""
     changed = params.model.model_copy(update={"dtype": dtype or params.model.dtype})
-    model = load_model(Path(changed.path), changed, resolve_device(params.execution.device))
-    return model, load_task(params.data).train.load()
+    model = load_model(fetch_model(changed), changed, resolve_device(params.execution.device))
+    train = load_task(params.data).train
+    return model, train.take_at([changed.resolution], range(min(num_images, len(train))))[0]
 
 
-def random_sd15(params: Params, dtype: str | None, resolution: int) -> tuple[LatentDiffusion, ImageSet]:
+def random_sd15(
+    params: Params, dtype: str | None, num_images: int, resolution: int
+) -> tuple[LatentDiffusion, ImageSet]:
     """Stable Diffusion 1.5's configuration with random weights, and random pictures: for speed only."""
     device = resolve_device(params.execution.device)
     changed = params.model.model_copy(update={"dtype": dtype or "bfloat16", "resolution": resolution})
-    options = {"device": device, "dtype": getattr(torch, changed.dtype), "memory_format": torch.channels_last}
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": getattr(torch, changed.dtype),
+        "memory_format": torch.channels_last,
+    }
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-    )
-    for module in (unet, vae):
+    unet, vae = UNet2DConditionModel(**SD15_UNET), AutoencoderKL(**SD15_VAE)
+    modules: list[Any] = [unet, vae]
+    for module in modules:
         module.to(**options).eval().requires_grad_(False)
     model = LatentDiffusion(vae, unet, SD15_SCHEDULE, torch.randn(77, 768), changed)
-    pixels = np.random.default_rng(0).integers(0, 256, (100, resolution, resolution, 3), np.uint8)
-    labels = np.arange(100, dtype=np.int64) % 10
-    return model, ImageSet(pixels, labels, [f"{i}" for i in range(100)], [f"{k}" for k in range(10)])
+    pixels = np.random.default_rng(0).integers(0, 256, (num_images, resolution, resolution, 3), np.uint8)
+    labels = np.arange(num_images, dtype=np.int64) % 10
+    return model, ImageSet(pixels, labels, [f"{i}" for i in range(num_images)], [f"{k}" for k in range(10)])
 
 
 def machine(device: torch.device) -> str:
@@ -117,9 +137,9 @@ def count_flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def ceiling(device: torch.device, dtype: torch.dtype, runs: int = 5) -> float:
+def ceiling(device: torch.device, dtype: torch.dtype, size: int | None = None, runs: int = 5) -> float:
     """Best measured rate of one large square matrix multiplication, FLOP/s."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds(lambda: a @ b, device)
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(runs))

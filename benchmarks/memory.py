@@ -4,6 +4,7 @@ python benchmarks/memory.py
 python benchmarks/memory.py training
 """
 
+import argparse
 import os
 import resource
 import statistics
@@ -11,34 +12,49 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from common import machine
 
+from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.execution.parts import PartStore, to_bytes
 from dinv.execution.run import run_parts
-from dinv.images.image_set import IMAGES, ROWS_PER_FILE, ImageSet, ImageSetReader, load_image_set, save_chunks
+from dinv.images.image_set import (
+    IMAGES,
+    ROWS_PER_FILE,
+    ImageSet,
+    ImageSetReader,
+    load_image_set,
+    save_chunks,
+    write_parquet,
+)
 from dinv.inversion.bank import (
     EMBEDDINGS,
-    BankReader,
     EmbeddingBank,
     bank_statistics,
     load_part,
     part_paths,
     save_bank,
+    save_statistics,
 )
+from dinv.inversion.image_embeddings import InvertTask, make_plan
 from dinv.params import load_params
-from dinv.strategies.diffusion_inversion import DiffusionInversion
-from stages.generate import generation_plan
-from stages.invert import make_plan
+from dinv.strategies.base import Material
+from dinv.strategies.diffusion_inversion import DiffusionInversion, DiffusionInversionParams
+from dinv.strategies.worker import Form, RenderTask, generation_plan
 
 SIDE, VISITS = 32, 150
+SIZES = (1_000, 10_000, 100_000)
+Advance = Callable[[int], None]
 
 
-def image_chunks(n: int, channels: int = 1):
+def image_chunks(n: int, channels: int = 1) -> Iterator[ImageSet]:
     for start in range(0, n, ROWS_PER_FILE):
         size = min(ROWS_PER_FILE, n - start)
         pixels = np.random.default_rng(start).integers(0, 256, (size, SIDE, SIDE, channels), np.uint8)
@@ -47,32 +63,45 @@ def image_chunks(n: int, channels: int = 1):
 
 
 class StubInverter:
-    def compute(self, task, advance) -> bytes:
+    def compute(self, task: InvertTask, advance: Advance) -> bytes:
         n = len(task.ids)
-        c, train, heldout = torch.randn(n, 5, 128), torch.zeros(VISITS, n), torch.zeros(3, n)
-        bank = EmbeddingBank(c, torch.from_numpy(task.labels), task.ids, train, torch.arange(3), heldout)
+        points = torch.arange(40)
+        bank = EmbeddingBank(
+            torch.randn(n, 5, 128),
+            torch.from_numpy(task.labels),
+            task.ids,
+            points,
+            torch.zeros(40, n),
+            points[:3],
+            torch.zeros(3, n),
+        )
         return to_bytes(lambda path: save_bank(bank, path))
 
 
 class StubRenderer:
-    def compute(self, task, advance) -> bytes:
-        return task.table.parquet(
-            torch.randint(0, 256, (len(task.table.ids), SIDE, SIDE, 1), dtype=torch.uint8)
-        )
+    def compute(self, task: RenderTask, advance: Advance) -> bytes:
+        images = torch.randint(0, 256, (len(task.draws), SIDE, SIDE, 1), dtype=torch.uint8)
+        return to_bytes(partial(write_parquet, task.part(images)))
 
 
-def work(n: int, folder: Path) -> None:
+def no_model() -> LatentDiffusion:
+    raise AssertionError("the stubs need no model")
+
+
+def stages(n: int, folder: Path) -> None:
     """Both stages for n images, one variant each; prints the peak resident memory in MB."""
     params = load_params()
     save_chunks(image_chunks(n), folder / "real")
-    images = ImageSetReader(folder / "real")
+    images, learned = ImageSetReader(folder / "real"), folder / "learned"
     plan, store = make_plan(images, ["memory"], VISITS), PartStore("invert", folder)
-    run_parts(plan, store, EMBEDDINGS, StubInverter, params.execution, folder / "embeddings")
+    run_parts(plan, store, EMBEDDINGS, StubInverter, params.execution, learned)
+    save_statistics(bank_statistics(map(load_part, part_paths(learned)), 10), learned)
     peak("invert", n)
-    statistics = bank_statistics(map(load_part, part_paths(folder / "embeddings")), 10)
-    settings = params.generate.model_copy(update={"num_images_per_embedding": 1})
-    strategy = DiffusionInversion(BankReader(folder / "embeddings"), statistics, settings)
-    plan, store = generation_plan(strategy, images, ["memory"]), PartStore("generate", folder)
+    block = next(b for b in params.generate.values() if isinstance(b, DiffusionInversionParams))
+    settings = block.model_copy(update={"num_images_per_embedding": 1, "unconditional": "mean"})
+    strategy: Any = DiffusionInversion(settings, Material(images, learned, no_model))
+    plan = generation_plan(strategy, Form(images.shape, images.class_names), ["memory"])
+    store = PartStore("generate", folder)
     run_parts(plan, store, IMAGES, StubRenderer, params.execution, folder / "generated")
     peak("invert, then generate", n)
 
@@ -83,17 +112,17 @@ def peak(stage: str, n: int) -> None:
     )
 
 
-def in_memory(folder: Path):
+def in_memory(folder: Path) -> tuple[Any, torch.Tensor]:
     images = load_image_set(folder)
     return images, images.tensor()
 
 
-def mapped(folder: Path):
+def mapped(folder: Path) -> tuple[Any, torch.Tensor]:
     images = ImageSetReader(folder).mapped()
     return images, images.tensor()
 
 
-OPEN = {"in memory": in_memory, "mapped": mapped}
+OPEN: dict[str, Callable[[Path], tuple[Any, torch.Tensor]]] = {"in-memory": in_memory, "mapped": mapped}
 TRAINING_IMAGES, BATCHES = 60_000, 1_000
 
 
@@ -115,17 +144,14 @@ def open_and_read(how: str, folder: Path) -> None:
     print(opened, status("VmHWM") - before, status("RssAnon") - private, seconds)
 
 
-def training(n: int = TRAINING_IMAGES, runs: int = 3) -> None:
+def training(n: int, runs: int) -> None:
     """Both ways in turn, a process each."""
     found: dict[str, list[list[float]]] = {how: [] for how in OPEN}
     with tempfile.TemporaryDirectory() as folder:
         save_chunks(image_chunks(n, channels=3), Path(folder) / "set")
         for _ in range(runs):
             for how, rows in found.items():
-                command = [sys.executable, __file__, how, f"{folder}/set"]
-                env = {**os.environ, "PYTHONPATH": ".", "DINV_SCRATCH": folder}
-                done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
-                rows.append([float(x) for x in done.stdout.split()])
+                rows.append([float(x) for x in in_a_process(how, f"{folder}/set", folder).split()])
     print(f"{n} images of {SIDE} px RGB, {n * SIDE**2 * 3 / 2**20:.0f} MB of pixels; n = {runs}")
     print(machine(torch.device("cpu")), *(f"{p} {version(p)}" for p in ("numpy", "pyarrow")), sep=", ")
     medians = {
@@ -133,25 +159,37 @@ def training(n: int = TRAINING_IMAGES, runs: int = 3) -> None:
     }
     names = ("peak of opening, MB", "peak of opening and reading, MB", "private at the end, MB", "opening, s")
     for i, name in enumerate(names):
-        slow, fast = medians["in memory"][i], medians["mapped"][i]
-        print(f"{name}: in memory {slow:.1f}, mapped {fast:.1f}, ratio {slow / fast:.1f}")
+        slow, fast = medians["in-memory"][i], medians["mapped"][i]
+        ratio = f", ratio {slow / fast:.1f}" if fast else ""
+        print(f"{name}: in memory {slow:.1f}, mapped {fast:.1f}{ratio}")
 
 
-def main() -> None:
-    for n in (1_000, 10_000, 100_000):
+def in_a_process(part: str, argument: str, folder: str) -> str:
+    """Run one measurement by itself, so that the peak is its own; returns what it prints."""
+    command = [sys.executable, __file__, "--part", part, argument, folder]
+    env = {**os.environ, "PYTHONPATH": ".", "DINV_SCRATCH": folder}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+    return done.stdout.decode()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=["stages", "training"], default="stages")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="as little as possible: does it run?")
+    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.part:
+        part, argument, folder = args.part
+        return (
+            stages(int(argument), Path(folder)) if part == "stages" else open_and_read(part, Path(argument))
+        )
+    if args.what == "training":
+        return training(*((200, 1) if args.tiny else (TRAINING_IMAGES, args.runs)))
+    for n in (50,) if args.tiny else SIZES:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, str(n), folder]
-            subprocess.run(
-                command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": "."}
-            )
+            print(in_a_process("stages", str(n), folder), end="", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["training"]:
-        training()
-    elif len(sys.argv) == 3 and sys.argv[1] in OPEN:
-        open_and_read(sys.argv[1], Path(sys.argv[2]))
-    elif len(sys.argv) == 3:
-        work(int(sys.argv[1]), Path(sys.argv[2]))
-    else:
-        main()
+    main()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from common import machine
 from PIL import Image
 
 from dinv.images.image_set import ImageSet, load_image_set, write_parquet
-from stages.generate import PART_SIZE
+from dinv.strategies.worker import PART_SIZE
 
 QUIET = {"DVC_NO_ANALYTICS": "1", "DVC_TEST": "true", "AWS_EC2_METADATA_DISABLED": "true"}
 KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -70,10 +70,11 @@ def remote_url(s3: bool, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield "s3://images/dinv", {"AWS_ENDPOINT_URL_S3": address}
     finally:
         server.kill()
+        log.close()
 
 
-def measure(folder: Path, s3: bool) -> dict[str, float]:
-    """Seconds of each DVC command on folder/images; the median of five for `dvc status`."""
+def measure(folder: Path, s3: bool, runs: int) -> dict[str, float]:
+    """Seconds of each DVC command on folder/images; the median of `runs` for `dvc status`."""
     with remote_url(s3, folder) as (url, extra):
         env = os.environ | QUIET | extra
 
@@ -88,7 +89,7 @@ def measure(folder: Path, s3: bool) -> dict[str, float]:
         run("dvc", "init")
         run("dvc", "remote", "add", "-d", "r", url)
         times = {"add": run("dvc", "add", "images")}
-        times["status"] = float(np.median([run("dvc", "status") for _ in range(5)]))
+        times["status"] = float(np.median([run("dvc", "status") for _ in range(runs)]))
         times["push"] = run("dvc", "push")
         times["push again"] = run("dvc", "push")
         shutil.rmtree(folder / "images")
@@ -96,23 +97,27 @@ def measure(folder: Path, s3: bool) -> dict[str, float]:
     return times
 
 
-def main() -> None:
+LAYOUTS: dict[str, Callable[[ImageSet, int, Path], None]] = {"parts": write_parts, "files": write_files}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--source", type=Path, default=Path("data/generated"))
+    parser.add_argument("--source", type=Path, default=Path("data/real/train"))
     parser.add_argument("--s3", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="as little as possible: does it run?")
+    args = parser.parse_args(arguments)
+    num_images, runs = (5, 1) if args.tiny else (args.images, 5)
     source, found = load_image_set(args.source), {}
-    print(
-        f"{machine(torch.device('cpu'))}; {args.images} images, {'S3' if args.s3 else 'local'} remote, n = 1"
-    )
-    for name, write in (("parts", write_parts), ("files", write_files)):
+    where = "S3" if args.s3 else "local"
+    print(f"{machine(torch.device('cpu'))}; {num_images} images, {where} remote, n = 1")
+    for name, write in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "images"
             folder.mkdir()
-            write(source, args.images, folder)
+            write(source, num_images, folder)
             sizes = [path.stat().st_size for path in folder.iterdir()]
-            found[name] = measure(folder.parent, args.s3)
+            found[name] = measure(folder.parent, args.s3, runs)
             print(f"{name}: {len(sizes)} files, {sum(sizes) / 1e6:.0f} MB", flush=True)
     for step, seconds in found["parts"].items():
         files = found["files"][step]

@@ -3,26 +3,26 @@
 python benchmarks/train.py
 """
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from common import compare, machine
-from dinv.classify.params import TrainParams
-from dinv.classify.train import LabelledImages, pixel_statistics, train_classifier
+from common import compare, machine, make_parser
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from dinv.classify.architectures import ARCHITECTURES
+from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.cnn import Cnn, CnnParams, pixel_statistics
 from dinv.execution.device import resolve_device
 from dinv.images.image_set import ImageSet
 from dinv.params import load_params
 from dinv.sources.task import load_task
 
 
-class Pictures(Dataset):
+class Pictures(Dataset[tuple[torch.Tensor, int]]):
     """PIL images with the usual transforms, as the authors' training script has them."""
 
     def __init__(self, images: ImageSet, length: int):
@@ -42,10 +42,10 @@ class Pictures(Dataset):
         return self.transform(self.pictures[i]), int(self.labels[i])
 
 
-def reference(images: ImageSet, num_classes: int, params: TrainParams, device: torch.device) -> None:
+def reference(images: ImageSet, params: CnnParams, device: torch.device) -> None:
     """Float32, shuffled DataLoader with two workers, SGD."""
-    channels = images.images.shape[3]
-    network = ARCHITECTURES[params.architecture](channels, num_classes, params.width).to(device)
+    size, channels = images.images.shape[2:]
+    network = ARCHITECTURES[params.architecture](channels, len(images.class_names), size).to(device)
     optimizer = torch.optim.SGD(network.parameters(), params.lr, params.momentum, weight_decay=5e-4)
     data = Pictures(images, params.num_steps * params.batch_size)
     for batch, labels in DataLoader(data, params.batch_size, shuffle=True, num_workers=2):
@@ -55,26 +55,30 @@ def reference(images: ImageSet, num_classes: int, params: TrainParams, device: t
         optimizer.step()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--runs", type=int, default=3)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, runs=3)
+    parser.add_argument("--block", default="cnn", help="block of train in params.yaml")
     parser.add_argument("--steps", type=int, default=150)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    steps, runs = (3, 1) if args.tiny else (args.steps, args.runs)
     params = load_params(args.params)
+    block = params.train[args.block]
+    assert isinstance(block, CnnParams)
+    settings = block.model_copy(
+        update={"num_steps": steps, "warmup_steps": min(block.warmup_steps, steps - 1)}
+    )
     device = resolve_device(params.execution.device)
     train = load_task(params.data).train.load()
-    settings = params.train.model_copy(update={"num_steps": args.steps})
-    source = LabelledImages(train.tensor().to(device), torch.from_numpy(train.labels).to(device))
-    statistics, m = pixel_statistics(train.tensor()), len(train.class_names)
+    targets = torch.from_numpy(np.eye(len(train.class_names), dtype=np.float32)[train.labels])
+    real = LabelledImages(train.tensor().to(device), targets)
     print(machine(device))
-    images = args.steps * settings.batch_size
+    images = steps * settings.batch_size
     compare(
         "time per image",
-        lambda: reference(train, m, settings, device),
-        lambda: train_classifier([source], m, statistics, settings, 0),
+        lambda: reference(train, settings, device),
+        lambda: Cnn.fit(TrainingSet([real], real), settings, 0, device, lambda n: None),
         (images, images),
-        args.runs,
+        runs,
         device,
     )
 

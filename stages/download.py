@@ -27,8 +27,7 @@ def main(data: DataParams, model: ModelParams) -> None:
     write(task.train, both, "train")
     write(task.val, {FOLDER / "val": data.resolution}, "val")
     write(task.test, {FOLDER / "test": data.resolution}, "test")
-    identity = {"path": model.path, "sha256": model_digest(folder)}
-    write_json(RECORD, identity)
+    write_json(RECORD, {"path": model.path, "sha256": model_digest(folder)})
 
 
 def write(split: Split, sides: dict[Path, int], name: str) -> None:

@@ -18,7 +18,7 @@ from dinv.execution.device import resolve_device
 from dinv.execution.params import ExecutionParams
 from dinv.files import atomic_write, write_json
 from dinv.images.grid import labelled_grid
-from dinv.images.image_set import ImageSet, ImageSetReader, load_image_set
+from dinv.images.image_set import ImageSetReader, MappedImageSet, load_image_set
 from dinv.metrics.accuracy import balanced_accuracy, per_class_accuracy, top1_accuracy
 from dinv.metrics.calibration import expected_calibration_error
 from dinv.metrics.report import accuracy_table, summary
@@ -63,7 +63,7 @@ def evaluate(
     trained: Mapping[str, Sequence[StoredClassifier]], device: torch.device
 ) -> dict[str, pd.DataFrame]:
     """Scores of every classifier on every split; on test also its classes, and confusion for first seeds."""
-    splits = {split: load_image_set(Path("data/real") / split) for split in ("val", "test")}
+    splits = {split: ImageSetReader(Path("data/real") / split).mapped() for split in ("val", "test")}
     scores: list[dict[str, Any]] = []
     classes: list[pd.DataFrame] = []
     confusion: list[pd.DataFrame] = []
@@ -84,7 +84,7 @@ def evaluate(
     }
 
 
-def score(images: ImageSet, probabilities: NDArray[np.float32]) -> dict[str, float]:
+def score(images: MappedImageSet, probabilities: NDArray[np.float32]) -> dict[str, float]:
     """Three numbers in percent."""
     predicted = probabilities.argmax(1)
     found = {
@@ -95,7 +95,9 @@ def score(images: ImageSet, probabilities: NDArray[np.float32]) -> dict[str, flo
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def class_table(images: ImageSet, probabilities: NDArray[np.float32], arm: str, seed: int) -> pd.DataFrame:
+def class_table(
+    images: MappedImageSet, probabilities: NDArray[np.float32], arm: str, seed: int
+) -> pd.DataFrame:
     """Test accuracy of every class that has images."""
     accuracy = per_class_accuracy(images.labels, probabilities.argmax(1))
     names = [images.class_names[k] for k in accuracy]
@@ -103,7 +105,7 @@ def class_table(images: ImageSet, probabilities: NDArray[np.float32], arm: str, 
     return pd.DataFrame({"arm": arm, "seed": seed, "class": names, "accuracy": values})
 
 
-def confusion_table(images: ImageSet, probabilities: NDArray[np.float32], arm: str) -> pd.DataFrame:
+def confusion_table(images: MappedImageSet, probabilities: NDArray[np.float32], arm: str) -> pd.DataFrame:
     """How many images of each class are taken for each, pairs that occur, in order of class."""
     pairs = pd.DataFrame({"actual": images.labels, "predicted": probabilities.argmax(1)})
     counts = pairs.value_counts(sort=False).sort_index().reset_index(name="count")

@@ -33,9 +33,9 @@ def run_stage(project, name):
 
 @pytest.fixture(scope="session")
 def prepared(finished, tmp_path_factory):
-    """A project whose download and invert stages have run."""
+    """A project whose images are made and whose classifiers are not trained."""
     project = finished.copy(tmp_path_factory.mktemp("bad") / "prepared")
-    for folder in ("data/generated", "data/previews", "data/features", "data/classifiers", "metrics"):
+    for folder in ("data/features", "data/classifiers", "metrics"):
         shutil.rmtree(project.root / folder)
     return project
 
@@ -109,7 +109,7 @@ CASES = [
         "no model",
         lambda p: p.set(model__path="models/absent"),
         "download",
-        r"model\.path = 'models/absent': no such",
+        r"model\.path: models/absent: no such folder or file",
     ),
     ("no unet", remove("models/fashion-ldm/unet"), "invert", r"changed since the download stage"),
     ("changed model", change_model, "invert", r"changed since the download stage .*--force download"),
@@ -170,10 +170,7 @@ CASES = [
     ),
     (
         "no feature network",
-        lambda p: (
-            run_stage(p, "generate"),
-            p.set(measure__features__fashion={"network": "clip", "path": "absent"}),
-        ),
+        lambda p: p.set(measure__features__fashion={"network": "clip", "path": "absent"}),
         "measure",
         r"measure\.features: clip at 'absent': no such path",
     ),
@@ -208,7 +205,6 @@ def test_a_real_process_ends_with_status_one_and_that_line(prepared, tmp_path):
 
 def test_too_few_images_leave_the_tables_empty_and_say_so(prepared, tmp_path, capsys):
     project = prepared.copy(tmp_path / "copy")
-    assert run_stage(project, "generate") is None
     project.set(measure__num_neighbors=99)
     assert run_stage(project, "measure") is None
     assert "not measured: {.real.: 30," in capsys.readouterr().out

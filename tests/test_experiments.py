@@ -88,7 +88,11 @@ def test_arms_are_those_of_params_yaml_in_its_order(folder):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("n.noise_std", "n.noise_sdt", r"generate\.inversion\.noise_sdt: no such parameter"),
+        (
+            "n.noise_std",
+            "n.noise_sdt",
+            r"generate\.inversion\.noise_sdt: no such parameter \(did you mean noise_std\?\)",
+        ),
         ("e.inversion.", "e.", r"generate\.guidance_scale: no such parameter"),
         ("inversion.noise_std", "other.noise_std", r"generate\.other\.noise_std: no such parameter"),
         ("[0.5, 1.0]", "[0.5, -1.0]", r"generate\.inversion\.noise_std = -1\.0"),

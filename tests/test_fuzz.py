@@ -2,6 +2,8 @@
 
 import ast
 import io
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dinv.classify.architectures import create_classifier
-from dinv.classify.store import load_classifiers, save_classifier
-from dinv.classify.train import TrainingResult
+from dinv.classify.base import Fitted
+from dinv.classify.store import StoredClassifier, load_classifiers, save_classifier
 from dinv.errors import UserError
 from dinv.execution.parts import to_bytes
 from dinv.images.image_set import ImageSet, read_parquet, write_parquet
@@ -30,21 +32,27 @@ from dinv.sources import fashion_mnist, image_folder
 
 def image_set():
     ids = [f"i{i}" for i in range(3)]
-    return ImageSet(
-        tiny.random_images(3), np.arange(3, dtype=np.int64), ids, ["a", "b", "c"], {"k": [1, 2, 3]}
-    )
+    labels, soft = np.arange(3, dtype=np.int64), np.full((3, 3), 1 / 3, np.float32)
+    return ImageSet(tiny.random_images(3), labels, ids, ["a", "b", "c"], {"k": [1, 2, 3]}, soft)
 
 
 def bank():
-    return EmbeddingBank(
-        torch.randn(2, 1, 3), torch.arange(2), ["a", "b"], torch.rand(2, 2), torch.arange(2), torch.rand(2, 2)
-    )
+    curves = [torch.arange(2), torch.rand(2, 2), torch.arange(2), torch.rand(2, 2)]
+    return EmbeddingBank(torch.randn(2, 1, 3), torch.arange(2), ["a", "b"], *curves)
 
 
 def classifier(path):
     torch.manual_seed(0)
-    network = create_classifier("convnet3", 1, 2, 4, 16, torch.zeros(1), torch.ones(1))
-    save_classifier(TrainingResult(network, 2, 16, [(1, 0.5)]), tiny.train_params(width=4), 0, 3, path)
+    build = {"architecture": "convnet3", "num_channels": 1, "num_classes": 2, "image_size": 16}
+    network = create_classifier(**build, mean=torch.zeros(1), std=torch.ones(1))
+    fitted = Fitted(network.state_dict(), build, [(1, 0.5)])
+    save_classifier(StoredClassifier("cnn", fitted, seed=0, num_images=3), path)
+
+
+def statistics():
+    with TemporaryDirectory() as folder:
+        save_statistics(BankStatistics(*torch.randn(3, 1, 2, 2)), Path(folder))
+        return (Path(folder) / "statistics.safetensors").read_bytes()
 
 
 def picture():
@@ -69,9 +77,9 @@ LOADERS = {
         lambda f: load_part(f / "part-00000.safetensors"),
     ),
     "statistics": (
-        "s.safetensors",
-        lambda: to_bytes(lambda p: save_statistics(BankStatistics(*torch.randn(3, 1, 2, 2)), p)),
-        lambda f: load_statistics(f / "s.safetensors"),
+        "statistics.safetensors",
+        statistics,
+        load_statistics,
     ),
     "classifier": ("part-00000.safetensors", lambda: to_bytes(classifier), load_classifiers),
     "idx": ("x.gz", lambda: to_bytes(idx), lambda f: fashion_mnist.read_idx(f / "x.gz")),

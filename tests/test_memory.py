@@ -6,7 +6,7 @@ import torch
 
 from dinv.execution.memory import FittingBatch
 from dinv.inversion.bank import load_part
-from dinv.inversion.worker import InvertTask, InvertWorker
+from dinv.inversion.image_embeddings import InvertTask, InvertWorker
 
 
 def small_device(limit):

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import project as projects
 import pytest
 import tiny
 import vl_convert
@@ -63,6 +64,11 @@ def drawings(dom):
     return {title.split("_class=")[0]: svg for title, svg in found}
 
 
+def lines_of(svg):
+    """What the lines of a drawing go through."""
+    return re.findall(r'<path[^>]*aria-roledescription="line mark"[^>]* d="(M[^"]*)"', svg)
+
+
 def anchor(title):
     return re.sub(r"[^\w-]", "_", title)
 
@@ -82,10 +88,16 @@ def test_every_plot_is_drawn_and_labelled(finished, tmp_path):
     confusion = next(svg for title, svg in found.items() if title.startswith("Confusion"))
     for name in ("T-shirt/top", "Ankle boot"):
         assert confusion.count(name) >= 2, name  # on both axes
+    panels = re.findall(r"<text[^>]*>([^<]*)</text>", confusion)
+    assert [text for text in panels if text in projects.ARMS] == projects.ARMS, "a panel each, in order"
     curves = next(svg for title, svg in found.items() if title.startswith("Classifiers"))
-    lines = re.findall(r'mark-line role-mark[^"]*".*?<path[^>]* d="(M[^"]*)"', curves, re.S)
-    assert len(lines) >= 1 and all(line.count("L") > 3 for line in lines)
-    assert all(arm in curves for arm in ("real", "reconstruction", "synthetic", "mixed"))
+    assert [line.count("L") > 3 for line in lines_of(curves)] == [True] * len(projects.ARMS)
+    legend = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", curves) if text in projects.ARMS]
+    assert legend == projects.ARMS
+    learned = next(svg for title, svg in found.items() if title.startswith("Learned"))
+    assert len(lines_of(learned)) == 2 and all(
+        k in learned for k in ("training", "heldout", *tiny.PARAMS.invert)
+    )
     images = {project.root / "page" / name for name in re.findall(r'<img src="([^"]*)"', dom)}
     committed = [project.root / "metrics/grid.png", *(project.root / FIGURES).iterdir()]
     assert len(committed) > 1
@@ -96,7 +108,7 @@ def test_every_plot_is_drawn_and_labelled(finished, tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_two_runs_are_drawn_over_each_other(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
-    project.set(train__lr=0.02)
+    project.set(train__cnn__lr=0.02)
     project.repro()
     curves = next(
         svg for t, svg in drawings(open_page(project, "diff", "HEAD")).items() if t.startswith("Classifiers")

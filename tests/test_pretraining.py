@@ -1,41 +1,162 @@
-"""The scripts that remake the bundled model run, resume, and write a model that dinv loads."""
+"""The scripts that remake the bundled models run, resume after a kill, and write models that dinv loads."""
 
+import hashlib
+import io
+import json
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
+from PIL import Image
 
-pytestmark = pytest.mark.slow
-NOT_COMPILED = os.environ | {"TORCHDYNAMO_DISABLE": "1"}
+from dinv.errors import UserError
+from models.pretraining.domain import load_domain, load_images, load_labels, symmetry
+from models.pretraining.loop import batch_ids, learning_rate
+from models.pretraining.views import random_views
+
+DOMAINS = tiny.ROOT / "models/domains"
+NOT_COMPILED = os.environ | {"TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
+STEPS = 6
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretraining")
-    images = np.random.default_rng(0).integers(0, 256, (10_064, 28, 28), np.uint8)
-    tiny.write_idx(folder / "images.gz", images)
-    return folder
+def save_parquet(path, n=16, side=64):
+    def encoded(array):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    images = [encoded(a) for a in tiny.random_images(n, side)]
+    pq.write_table(pa.table({"image": images, "class": ["river", "forest"] * (n // 2)}), path)
+    return path
 
 
-def script(name, workplace, steps):
-    command = [sys.executable, str(tiny.ROOT / f"models/pretrain_{name}.py"), "--images", "images.gz"]
-    sizes = ["--output", "model", "--batch-size", "8", "--steps", str(steps)]
-    done = subprocess.run(
-        command + sizes, cwd=workplace, capture_output=True, text=True, check=False, env=NOT_COMPILED
-    )
+def command(step, domain, images, output, *options):
+    files = ["--domain", DOMAINS / f"{domain}.yaml", "--images", images, "--output", output]
+    sizes = ["--batch-size", "8", "--checkpoint-every", "1", *options]
+    return [sys.executable, "-m", f"models.pretraining.{step}", *map(str, [*files, *sizes])]
+
+
+def run(*arguments):
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=NOT_COMPILED)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_three_steps_make_a_model_and_resume(workplace):
-    for name in ("vae", "encoder", "unet"):
-        assert f"{name} step 2 of 2" in script(name, workplace, 2)
-    assert "encoder step 3 of 3" in script("encoder", workplace, 3)
-    model = tiny.load_tiny(workplace / "model", resolution=32)
+def kill_after_first_step(*arguments):
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=NOT_COMPILED
+    )
+    while "step 1 of" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it had ended before it could be killed"
+
+
+def digests(folder):
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
+    images = save_parquet(tmp_path / "pretrain.parquet")
+    whole, killed = tmp_path / "whole/model", tmp_path / "killed/model"
+    for step in ("vae", "encoder", "unet"):
+        run(step, "satellite", images, whole, "--steps", STEPS)
+        kill_after_first_step(step, "satellite", images, killed, "--steps", STEPS)
+        assert f"{step} step 1 of" not in run(step, "satellite", images, killed, "--steps", STEPS)
+    assert digests(whole.parent) == digests(killed.parent)
+    model = tiny.load_tiny(whole, resolution=32)
     assert model.latent_shape == (8, 8, 8) and model.empty_prompt_embeds(5).shape == (5, 128)
-    shipped = tiny.load_tiny(tiny.ROOT / "models/fashion-ldm", resolution=32)
-    ours, theirs = model.unet.config, shipped.unet.config
-    assert {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
+    assert model.schedule["timestep_spacing"] == "linspace"
+    size = sum(p.stat().st_size for p in whole.rglob("*") if p.is_file())
+    assert size < 20e6, "a bundled model must stay below 20 MB"
+
+
+@pytest.mark.slow
+def test_clothes_are_made_in_the_shipped_layout(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (10_016, 28, 28), np.uint8)
+    tiny.write_idx(tmp_path / "images.gz", images)
+    for step in ("vae", "encoder", "unet"):
+        out = run(step, "fashion", tmp_path / "images.gz", tmp_path / "model", "--steps", "2")
+        assert f"{step} step 2 of 2" in out
+    shipped = tiny.ROOT / "models/fashion-ldm"
+    for part in ("unet", "vae"):
+        ours, theirs = (
+            json.loads((m / part / "config.json").read_text()) for m in (tmp_path / "model", shipped)
+        )
+        trained = {"scaling_factor", "_diffusers_version"}
+        assert {k: v for k, v in ours.items() if k not in trained} == {
+            k: v for k, v in theirs.items() if k not in trained
+        }
+
+
+@pytest.mark.slow
+def test_a_run_may_stop_early_and_still_give_the_average(tmp_path):
+    images = save_parquet(tmp_path / "pretrain.parquet")
+    for step in ("vae", "encoder", "unet"):
+        run(step, "satellite", images, tmp_path / "model", "--steps", "2")
+    before = (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").unlink()
+    run("unet", "satellite", images, tmp_path / "model", "--steps", "1")
+    assert (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+def test_images_come_in_colour_and_small(tmp_path):
+    domain = load_domain(DOMAINS / "satellite.yaml")
+    path = save_parquet(tmp_path / "pretrain.parquet")
+    images = load_images(path, domain)
+    assert images.shape == (16, 3, 32, 32) and images.min() >= -1 and images.max() <= 1
+    assert load_labels(path, domain).tolist() == [1, 0] * 8
+
+
+def test_labelled_clothes_are_left_out(tmp_path):
+    domain = load_domain(DOMAINS / "fashion.yaml")
+    clothes = np.zeros((10_002, 28, 28), np.uint8)
+    clothes[10_000] = 255
+    tiny.write_idx(tmp_path / "images.gz", clothes)
+    images = load_images(tmp_path / "images.gz", domain)
+    assert images.shape == (2, 1, 32, 32)
+    assert images[0, 0, 2:30, 2:30].min() == 1 and images[0, 0, 0].max() == -1 and images[1].max() == -1
+
+
+def test_there_are_eight_symmetries_and_the_second_mirrors():
+    image = torch.arange(9.0).view(1, 3, 3)
+    seen = {tuple(symmetry(image, i).flatten().tolist()) for i in range(8)}
+    assert len(seen) == 8
+    assert torch.equal(symmetry(image, 0), image) and torch.equal(symmetry(image, 1), image.flip(-1))
+
+
+@pytest.mark.parametrize("name", ["satellite", "cells", "fashion"])
+def test_views_keep_shape_and_range_and_differ(name):
+    domain = load_domain(DOMAINS / f"{name}.yaml")
+    torch.manual_seed(0)
+    images = torch.rand(4, domain.channels, 32, 32) * 2 - 1
+    first, second = random_views(images, domain.views), random_views(images, domain.views)
+    assert first.shape == images.shape and first.abs().max() <= 1
+    assert not torch.allclose(first, second)
+
+
+def test_a_wrong_key_of_a_domain_is_named(tmp_path):
+    path = tmp_path / "mars.yaml"
+    path.write_text((DOMAINS / "satellite.yaml").read_text().replace("channels", "chanels"))
+    with pytest.raises(UserError, match=r"mars\.yaml.*chanels"):
+        load_domain(path)
+
+
+def test_each_epoch_shows_every_image_once():
+    epoch = torch.cat([batch_ids(12, step, 4) for step in range(3, 6)])
+    assert sorted(epoch.tolist()) == list(range(12))
+    assert epoch.tolist() != torch.cat([batch_ids(12, step, 4) for step in range(3)]).tolist()
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    rates = [learning_rate(step, 1000, 2.0) for step in range(1001)]
+    assert rates[0] == 0.01 and max(rates) == rates[199] == 2.0 and rates[1000] == 0

@@ -14,7 +14,7 @@ from dinv.execution.parts import FILES, Codec, PartStore, Plan
 from dinv.execution.run import run_parts
 from dinv.files import digest_of
 from dinv.inversion.bank import EMBEDDINGS, load_bank
-from dinv.inversion.worker import InvertTask, InvertWorker
+from dinv.inversion.image_embeddings import InvertTask, InvertWorker
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -28,9 +28,9 @@ def numbers(tasks):
     return Plan("part", len(tasks), 1, lambda rows: [digest_of(tasks[rows[0]])], lambda rows: tasks[rows[0]])
 
 
-def go(tmp_path, tasks, execution=RAY, deadly=None):
+def go(tmp_path, tasks, execution=RAY, deadly=None, deaths=1):
     store, out = PartStore("s", tmp_path / "scratch"), tmp_path / "out"
-    run_parts(numbers(tasks), store, BYTES, partial(Recorder, tmp_path, deadly), execution, out)
+    run_parts(numbers(tasks), store, BYTES, partial(Recorder, tmp_path, deadly, deaths), execution, out)
     return [path.read_bytes()[0] for path in sorted(out.iterdir())]
 
 
@@ -71,6 +71,19 @@ def test_workers_on_two_nodes_compute_each_part_once(tmp_path, on_cluster):
 def test_a_killed_worker_costs_its_part_and_nothing_else(tmp_path, on_cluster):
     assert go(tmp_path, list(range(6)), on_cluster, deadly=2) == list(range(6))
     assert tries(tmp_path) == ["0", "1", "2", "2", "3", "4", "5"]
+
+
+def test_a_part_whose_workers_die_every_time_is_given_up_after_the_others(tmp_path, on_cluster, capsys):
+    """As when it needs more memory than its machine has."""
+    with pytest.raises(UserError, match=r"part 2: 3 workers died of it .*lower execution\.num_workers"):
+        go(tmp_path, list(range(5)), on_cluster, deadly=2, deaths=99)
+    assert tries(tmp_path) == ["0", "1", "2", "2", "2", "3", "4"]
+    assert len(list((tmp_path / "scratch").rglob("*.part"))) == 4
+    said = [line for line in capsys.readouterr().err.splitlines() if "its worker died" in line]
+    starts = [f"part 2: its worker died, try {i} of 3 (Worker " for i in (1, 2, 3)]
+    assert [line[: len(start)] for line, start in zip(said, starts, strict=True)] == starts
+    assert go(tmp_path, list(range(5)), on_cluster) == list(range(5))
+    assert tries(tmp_path)[-2:] == ["3", "4"] and tries(tmp_path).count("2") == 4
 
 
 def test_an_error_of_a_worker_is_the_same_error_and_keeps_what_is_finished(tmp_path, on_cluster):

@@ -102,9 +102,11 @@ class NearestMean:
 
 
 def add_line(path, after, line):
-    text = path.read_text()
-    assert text.count(after) == 1, (path, after)
-    path.write_text(text.replace(after, f"{after}\n{line}"))
+    """Add a line below the one that, but for its indentation, says `after`."""
+    lines = path.read_text().splitlines(keepends=True)
+    (place,) = [i for i, text in enumerate(lines) if text.strip() == after]
+    lines.insert(place + 1, f"{line}\n")
+    path.write_text("".join(lines))
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +120,12 @@ def extended(finished, tmp_path_factory):
     add_line(
         strategies,
         '"reconstruction": "dinv.strategies.reconstruction:Reconstruction",',
-        '"copies": "dinv.strategies.copies:Copies",',
+        '        "copies": "dinv.strategies.copies:Copies",',
     )
-    learners.write_text(
-        learners.read_text().replace(
-            '{"cnn":', '{"nearest": "dinv.classify.nearest_mean:NearestMean", "cnn":'
-        )
+    add_line(
+        learners,
+        '"cnn": "dinv.classify.cnn:Cnn",',
+        '        "nearest": "dinv.classify.nearest_mean:NearestMean",',
     )
     params = root / "params.yaml"
     add_line(params, "arms:", "  copied: {images: data/generated/copies, real: true, learner: simple}")

@@ -2,4 +2,9 @@
 
 from dinv.section import Registry
 
-LEARNERS = Registry("learner", {"cnn": "dinv.classify.cnn:Cnn"})
+LEARNERS = Registry(
+    "learner",
+    {
+        "cnn": "dinv.classify.cnn:Cnn",
+    },
+)

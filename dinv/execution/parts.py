@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from dinv.files import atomic_write, digest_of, file_digest
+from dinv.files import atomic_write, digest_of, file_digest, new_folder
 
 T = TypeVar("T")
 
@@ -204,10 +204,7 @@ def assemblies(
 
 
 def collect(store: PartStore, parts: Sequence[Part], folder: Path, suffix: str) -> None:
-    """Copy finished parts into a stage's output folder as part-00000<suffix>, part-00001<suffix>..."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    for i, part in enumerate(parts):
-        with atomic_write(folder / f"part-{i:05d}{suffix}") as temporary:
-            shutil.copyfile(store.path(part), temporary)
+    """Copy finished parts into a stage's output folder as part-00000<suffix>, ...: all of them or none."""
+    with new_folder(folder) as new:
+        for i, part in enumerate(parts):
+            shutil.copyfile(store.path(part), new / f"part-{i:05d}{suffix}")

@@ -2,11 +2,14 @@
 
 import logging
 import socket
-from collections import deque
+import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from textwrap import shorten
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
@@ -17,6 +20,9 @@ except ImportError as error:
     raise UserError(
         "execution.backend = 'ray': Ray is not installed; pip install -e '.[ray]' here, or set it to local"
     ) from error
+
+
+NUM_TRIES = 3  # of a part whose worker dies, as when the machine's memory runs out
 
 
 class _Actor:
@@ -40,28 +46,73 @@ def run_on_ray(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield (index, content) of every task as it is finished, in any order.
 
-    A worker that dies is started again, on another node if need be, and its part computed again;
-    no other part is touched. Contents come back through Ray's object store.
+    A worker that dies is replaced, on another node if need be, and its part computed again after those that
+    wait; no other part is touched. Contents come back through Ray's object store.
+
+    Raises:
+        UserError: a part's workers died NUM_TRIES times; the other parts have been yielded before.
     """
     if not tasks:
         return
     _connect(execution)
     try:
-        actors = _start_actors(make_worker, execution, len(tasks))
-        idle, waiting = deque(actors), deque(enumerate(tasks))
+        start_actor, n = _actor_starter(make_worker, execution), min(execution.num_workers, len(tasks))
+        idle, waiting = deque(start_actor() for _ in range(n)), deque(range(len(tasks)))
         running: dict[Any, tuple[int, Any]] = {}
+        deaths = _Deaths([task.name for task in tasks])
         while waiting or running:
             while waiting and idle:
-                (i, task), actor = waiting.popleft(), idle.popleft()
-                running[actor.compute.remote(ray.put(task()))] = (i, actor)
+                i, actor = waiting.popleft(), idle.popleft()
+                running[actor.compute.remote(ray.put(tasks[i]()))] = (i, actor)
             (ready,), _ = ray.wait(list(running), num_returns=1)
             i, actor = running.pop(ready)
+            try:
+                content = ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except ray.exceptions.RayError as error:
+                ray.kill(actor)  # where only the result was lost it is still alive
+                idle.append(start_actor())
+                waiting.extend([i] if deaths.leave_another_try(i, error) else [])
+                continue
             idle.append(actor)
-            content = _result(ready)
             advance(tasks[i].units)
             yield i, content
+        deaths.raise_if_any()
     finally:
         ray.shutdown()
+
+
+class _Deaths:
+    """How often the worker of each part has died, and why."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+        self.counts: Counter[int] = Counter()
+        self.reasons: dict[int, str] = {}
+
+    def leave_another_try(self, i: int, error: Exception) -> bool:
+        """Count one more death of a part's worker and say so; whether the part may be tried again."""
+        # Ray's message names actor, class and pid first; what happened to the process stands last.
+        detail = str(error).rpartition("Worker exit detail:")[2]
+        self.counts[i] += 1
+        self.reasons[i] = shorten(detail.partition("Some common causes")[0], 200, placeholder="...")
+        tqdm.write(
+            f"{self.names[i]}: its worker died, try {self.counts[i]} of {NUM_TRIES} ({self.reasons[i]})",
+            sys.stderr,
+        )
+        return self.counts[i] < NUM_TRIES
+
+    def raise_if_any(self) -> None:
+        """Raise UserError if a part has used up its tries."""
+        lost = [i for i, count in self.counts.items() if count == NUM_TRIES]
+        if lost:
+            others = f" and {len(lost) - 1} more parts" if len(lost) > 1 else ""
+            raise UserError(
+                f"{self.names[lost[0]]}{others}: {NUM_TRIES} workers died of it ({self.reasons[lost[0]]}); "
+                "most likely their machine has too little memory: lower execution.num_workers or "
+                "execution.micro_batch, then run again: all other parts are finished and kept"
+            )
 
 
 def _connect(execution: ExecutionParams) -> None:
@@ -85,7 +136,8 @@ def _require_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def _start_actors(make_worker: Callable[[], Any], execution: ExecutionParams, num_tasks: int) -> list[Any]:
+def _actor_starter(make_worker: Callable[[], Any], execution: ExecutionParams) -> Callable[[], Any]:
+    """A function that starts one more worker; raises UserError if the cluster cannot hold all of them."""
     cpus, gpus, n = execution.cpus_per_worker, execution.gpus_per_worker, execution.num_workers
     offered = ray.cluster_resources()
     for name, each in (("CPU", cpus), ("GPU", gpus)):
@@ -94,14 +146,5 @@ def _start_actors(make_worker: Callable[[], Any], execution: ExecutionParams, nu
                 f"execution.num_workers = {n}: the Ray cluster offers {offered.get(name, 0):g} {name}s, "
                 f"{n} workers of {each:g} need more; lower num_workers or {name.lower()}s_per_worker"
             )
-    actor_class = ray.remote(_Actor).options(
-        num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
-    )
-    return [actor_class.remote(make_worker, cpus) for _ in range(min(n, num_tasks))]
-
-
-def _result(reference: Any) -> bytes:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
+    actor_class = ray.remote(_Actor).options(num_cpus=cpus, num_gpus=gpus)
+    return lambda: actor_class.remote(make_worker, cpus)

@@ -14,6 +14,7 @@ from dinv.classify.arms import baselines, image_sets
 from dinv.errors import UserError
 from dinv.metrics.image_sets import REAL, UNSEEN
 from dinv.params import Params, parse_params
+from dinv.section import did_you_mean
 from dinv.sources.validation import has_validation
 
 FOLDER = Path("experiments")
@@ -134,8 +135,10 @@ def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, A
         for block in blocks:
             place = place.get(block) if isinstance(place, dict) else None
         if not isinstance(place, dict) or key not in place:
+            help_ = did_you_mean(key, place) if isinstance(place, dict) else ""
             raise UserError(
-                f"{path}: {name}: no such parameter; write section.key or section.block.key as in params.yaml"
+                f"{path}: {name}: no such parameter{help_}; write section.key or section.block.key as in "
+                "params.yaml"
             )
         place[key] = value
     return sections
@@ -144,7 +147,7 @@ def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, A
 def _check_names(experiment: Experiment, path: Path) -> None:
     if experiment.pool is not None and experiment.pool not in experiment.grid:
         raise UserError(f"{path}: pool: {experiment.pool} is not in the grid; add it with its values")
-    if experiment.worth and experiment.columns != [SIZE]:
+    if experiment.worth and (experiment.columns != [SIZE] or len(experiment.grid[SIZE]) < 2):
         raise UserError(f"{path}: worth: the grid must be {SIZE} with several values, and nothing else")
     figure, columns = experiment.figure, [ARM, *experiment.columns]
     for name in (figure.x, figure.color, figure.columns):

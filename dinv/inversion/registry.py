@@ -2,4 +2,9 @@
 
 from dinv.section import Registry
 
-METHODS = Registry("method", {"image_embeddings": "dinv.inversion.image_embeddings:ImageEmbeddings"})
+METHODS = Registry(
+    "method",
+    {
+        "image_embeddings": "dinv.inversion.image_embeddings:ImageEmbeddings",
+    },
+)

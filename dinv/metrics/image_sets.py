@@ -3,7 +3,8 @@
 Every number is a mean over draws. What varies between draws is which of the images at hand are used: the
 test images are divided anew into the reference and `unseen`, and of a set with more images than are
 compared others are chosen. A set with no more images than that, such as the few real training images, is
-the same in every draw: its spread says nothing about another choice of labelled images.
+the same in every draw: its spread says nothing about another choice of labelled images. These are as many
+of each class, which a random choice of test images is not: `real` may come out a little nearer than `unseen`.
 """
 
 from collections.abc import Mapping, Sequence

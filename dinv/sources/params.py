@@ -1,20 +1,19 @@
 """The section `data` of params.yaml."""
 
-import difflib
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from dinv.section import PositiveInt, Section, Seed
+from dinv.section import PositiveInt, Section, Seed, did_you_mean
 from dinv.sources.registry import SOURCES
 
 
 def _registered(name: str) -> str:
-    if name in SOURCES:
-        return name
-    close = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    raise ValueError(f"no source is called {name!r}{hint}; there are {', '.join(SOURCES)}")
+    if name not in SOURCES.places:
+        words = {"hint": did_you_mean(name, SOURCES.places), "known": ", ".join(SOURCES)}
+        raise PydanticCustomError("unknown_source", "No such source{hint}; known: {known}", words)
+    return name
 
 
 class DataParams(Section):

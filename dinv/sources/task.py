@@ -13,7 +13,7 @@ from dinv.images.resize import to_squares
 from dinv.images.split import keyed_order, split_train_val
 from dinv.sources.base import RawImages
 from dinv.sources.params import DataParams
-from dinv.sources.registry import find_source
+from dinv.sources.registry import SOURCES
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Task:
 
 def load_task(params: DataParams) -> Task:
     """Choose the images that `params` names; raises UserError. Pixels are read later."""
-    source = find_source(params.source)(Path(params.root), params.seed)
+    source = SOURCES[params.source](Path(params.root), params.seed)
     in_pool = params.num_val_per_class if source.val is None else 0
     train_rows, val_rows = split_train_val(
         source.train.labels,

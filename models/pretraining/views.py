@@ -4,7 +4,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from domain import Views
+
+from models.pretraining.domain import Views
 
 
 def random_views(images: torch.Tensor, views: Views) -> torch.Tensor:

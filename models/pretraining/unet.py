@@ -5,22 +5,23 @@ strength on them, so that it knows what to draw in the neighbourhood of an embed
 tokens are replaced by learned "empty" tokens, the model's unconditional embedding. What ships is a
 moving average of the weights.
 
-    python models/pretrain_unet.py --domain models/domains/satellite.yaml --images pretrain.parquet \
+    python -m models.pretraining.unet --domain models/domains/satellite.yaml --images pretrain.parquet \
         --output models/satellite-ldm
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from domain import Domain, load_domain, load_images, symmetry
-from pretrain_encoder import NUM_TOKENS, WIDTH, Contrastive
-from pretraining import argument_parser, mixed_precision, settings, train
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 from dinv.errors import UserError
+from models.pretraining.domain import Domain, load_domain, load_images, symmetry
+from models.pretraining.encoder import NUM_TOKENS, WIDTH, Contrastive
+from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 
 MAX_TOKEN_NOISE = 1.5  # in units of the tokens' standard deviation
 EMA_DECAY = 0.999
@@ -32,7 +33,7 @@ class Denoiser(nn.Module):
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         levels = len(widths)
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(
             sample_size=8,
             in_channels=8,
             out_channels=8,
@@ -57,7 +58,7 @@ def load_encoder(output: Path, domain: Domain) -> Contrastive:
     """Step 2's network, from its checkpoint."""
     path = output.with_suffix(".encoder.ckpt")
     if not path.exists():
-        raise UserError(f"{path}: no such file; run models/pretrain_encoder.py first")
+        raise UserError(f"{path}: no such file; run python -m models.pretraining.encoder first")
     prefix = "model.model."
     tensors = {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
     model = Contrastive(domain.channels)
@@ -66,19 +67,21 @@ def load_encoder(output: Path, domain: Domain) -> Contrastive:
 
 
 @torch.no_grad()
-def encode(output: Path, images: torch.Tensor, domain: Domain) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled latent means [S, N, 8, 8, 8] and tokens [S, N, K, D] of every symmetry of every image."""
+def encode(
+    output: Path, images: torch.Tensor, domain: Domain, symmetries: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled latent means [S, N, 8, 8, 8] and tokens [S, N, K, D] of S symmetries of every image."""
     vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32).eval()
     encoder = load_encoder(output, domain)
     latents, tokens = [], []
-    for index in range(domain.symmetries):
+    for index in range(symmetries):
         batches = symmetry(images, index).split(500)
         latents.append(torch.cat([vae.encode(b).latent_dist.mean for b in tqdm(batches, "latents")]))
         tokens.append(torch.cat([encoder.encoder(b) for b in batches]))
     return torch.stack(latents) * vae.config.scaling_factor, torch.stack(tokens)
 
 
-def noise_schedule() -> DDPMScheduler:
+def noise_schedule() -> Any:
     return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -100,10 +103,9 @@ def main() -> None:
     args = argument_parser(__doc__).parse_args()
     domain = load_domain(args.domain)
     torch.manual_seed(0)
-    latents, tokens = encode(args.output, load_images(args.images, domain), domain)
+    latents, tokens = encode(args.output, load_images(args.images, domain), domain, domain.symmetries)
     scheduler = noise_schedule()
     model = Denoiser(domain.unet.block_out_channels).to(memory_format=torch.channels_last)
-    denoise = torch.compile(model)
 
     def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         turned = torch.randint(domain.symmetries, (len(ids),))
@@ -111,7 +113,7 @@ def main() -> None:
         noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(ids),))
         noisy = scheduler.add_noise(clean, noise, t)
         with mixed_precision():
-            loss = (denoise(noisy, t, tokens[turned, ids]) - noise).square().mean()
+            loss = (model(noisy, t, tokens[turned, ids]) - noise).square().mean()
         return loss, loss.detach()
 
     training = settings(domain.unet, args)

@@ -2,17 +2,20 @@
 
 Writes the autoencoder in diffusers layout. A killed run resumes from its last checkpoint.
 
-    python models/pretrain_vae.py --domain models/domains/satellite.yaml --images pretrain.parquet \
+    python -m models.pretraining.vae --domain models/domains/satellite.yaml --images pretrain.parquet \
         --output models/satellite-ldm
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
-from domain import IMAGE_SIZE, Domain, load_domain, load_images, symmetry
-from pretraining import argument_parser, mixed_precision, settings, train
+
+from models.pretraining.domain import IMAGE_SIZE, Domain, load_domain, load_images, symmetry
+from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 
 
-def autoencoder(domain: Domain) -> AutoencoderKL:
+def autoencoder(domain: Domain) -> Any:
     """Images [B, C, 32, 32] <-> latents [B, 8, 8, 8] when there are three widths."""
     levels = len(domain.vae.block_out_channels)
     return AutoencoderKL(
@@ -29,7 +32,7 @@ def autoencoder(domain: Domain) -> AutoencoderKL:
     )
 
 
-def autoencoder_loss(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def autoencoder_loss(vae: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixel MSE + absolute error of the image and of its gradients (edges) + a weak KL term."""
     with mixed_precision():
         mean, log_var = vae.quant_conv(vae.encoder(images)).float().chunk(2, dim=1)
@@ -44,7 +47,7 @@ def autoencoder_loss(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Te
 
 
 @torch.no_grad()
-def latent_std(vae: AutoencoderKL, images: torch.Tensor) -> float:
+def latent_std(vae: Any, images: torch.Tensor) -> float:
     means = [vae.encode(b).latent_dist.mean for b in images[:5000].split(250)]
     return float(torch.cat(means).std())
 

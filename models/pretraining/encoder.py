@@ -5,16 +5,17 @@ features, copies of different images dissimilar ones. What survives the distorti
 thing is shown, so neighbouring embeddings mean images of the same kind and noise on an embedding
 changes details first. The encoder is needed by the next step only and does not ship.
 
-    python models/pretrain_encoder.py --domain models/domains/satellite.yaml --images pretrain.parquet \
+    python -m models.pretraining.encoder --domain models/domains/satellite.yaml --images pretrain.parquet \
         --output models/satellite-ldm
 """
 
 import torch
 import torch.nn.functional as F
-from domain import load_domain, load_images
-from pretraining import argument_parser, mixed_precision, settings, train
 from torch import nn
-from views import random_views
+
+from models.pretraining.domain import load_domain, load_images
+from models.pretraining.loop import argument_parser, mixed_precision, settings, train
+from models.pretraining.views import random_views
 
 NUM_TOKENS, WIDTH = 5, 128
 TEMPERATURE = 0.2

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
-from domain import Training
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from dinv.errors import UserError
 from dinv.execution.device import computes_bfloat16
+from models.pretraining.domain import Training
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 LossOf = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -99,7 +101,7 @@ class Trained(torch.nn.Module):
 
 
 def train(
-    model: torch.nn.Module,
+    model: Model,
     loss_of: LossOf,
     num_images: int,
     name: str,
@@ -109,7 +111,7 @@ def train(
     betas: tuple[float, float] = (0.9, 0.98),
     weight_decay: float = 0.01,
     ema_decay: float = 0.0,
-) -> torch.nn.Module:
+) -> Model:
     """AdamW with warm-up and linear decay; checkpoints beside the output. Returns the averaged model.
 
     Args:
@@ -146,7 +148,7 @@ def train(
         if (step + 1) % args.checkpoint_every == 0 or step + 1 == training.steps:
             checkpoint.save(step + 1)
             print(f"{name} step {step + 1} of {training.steps}: {smooth:.5f}", flush=True)
-    return both.average.module.eval()
+    return cast(Model, both.average.module.eval())
 
 
 def _steps(first: int, training: Training) -> Iterator[int]:

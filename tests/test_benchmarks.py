@@ -1,0 +1,87 @@
+"""Every benchmark runs, as little as possible, on the tiny project."""
+
+import re
+
+import numpy as np
+import project as projects
+import pytest
+import tiny
+
+from dinv.images.image_set import ImageSet, save_image_set
+
+NAMES = sorted(path.stem for path in (tiny.ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory):
+    """A project that has not run: parameters, tiny data, a tiny model."""
+    return projects.create(tmp_path_factory.mktemp("benchmarks") / "project").root
+
+
+@pytest.fixture
+def benchmark(created, monkeypatch, capsys):
+    """Runs one in the project's folder; returns what it prints."""
+    monkeypatch.chdir(created)
+    monkeypatch.syspath_prepend(tiny.ROOT / "benchmarks")
+    monkeypatch.setenv("PYTHONPATH", str(tiny.ROOT))
+
+    def run(name, *arguments):
+        __import__(name).main([*arguments, "--tiny"])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_benchmark_is_run_here():
+    assert NAMES == ["common", "generate", "invert", "memory", "storage", "train"]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"), [("generate", "image"), ("train", "image"), ("invert", "image-visit")]
+)
+def test_both_sides_are_timed(benchmark, name, unit):
+    out = benchmark(name)
+    times = re.search(rf"time per {unit}: reference (\S+) ms, ours (\S+) ms, ratio (\S+) \(.*n = 1\)", out)
+    assert all(float(number) > 0 for number in times.groups()) and "torch 2" in out
+
+
+def test_visits_to_the_references_loss(benchmark):
+    out = benchmark("invert", "--visits", "2")
+    assert "reference: held-out loss" in out and "ours: held-out loss" in out and "after 10 visits" in out
+
+
+def test_random_weights_of_stable_diffusions_architecture_have_its_size(monkeypatch):
+    """Building them takes minutes on two cores: only what is asked for is looked at."""
+    monkeypatch.syspath_prepend(tiny.ROOT / "benchmarks")
+    import common
+    import torch
+
+    with torch.device("meta"):
+        unet = common.UNet2DConditionModel(**common.SD15_UNET)
+        vae = common.AutoencoderKL(**common.SD15_VAE)
+    assert [sum(p.numel() for p in m.parameters()) for m in (unet, vae)] == [859_520_964, 83_653_863]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "label"),
+    [("stages", "50 images, invert, then generate: "), ("training", "private at the end, MB: ")],
+)
+def test_memory_is_measured_in_a_process_of_its_own(benchmark, what, label):
+    found = re.search(rf"{label}(?:in memory )?(\d+)", benchmark("memory", what))
+    assert found and (what == "training" or int(found[1]) > 50)
+
+
+@pytest.mark.slow
+def test_storage_compares_every_step(benchmark, tmp_path):
+    images = ImageSet(tiny.random_images(3, channels=1), np.zeros(3, np.int64), ["a", "b", "c"], ["x"])
+    save_image_set(images, tmp_path / "set")
+    out = benchmark("storage", "--source", str(tmp_path / "set"))
+    assert "parts: 1 files" in out and "files: 5 files" in out
+    assert re.findall(r"^(.*): parts .* ratio [\d.]+$", out, re.M) == [
+        "add",
+        "status",
+        "push",
+        "push again",
+        "checkout",
+    ]
