@@ -139,6 +139,27 @@ def test_a_changed_parameter_touches_only_its_own_stages(project):
         (project.root / "params.yaml").write_text(original)
 
 
+def test_dvc_sees_every_file_that_decides_a_result(project):
+    """A model that is not the bundled one, feature networks, weights to start from, the images themselves."""
+    shutil.copytree(project.root / "models/fashion-ldm", project.root / "elsewhere")
+    project.set(model__path="elsewhere")
+    assert "download" in project.repro("download")
+    before = set(json.loads(project.dvc("status", "--json").stdout))
+    for name, stages in (
+        ("elsewhere/scheduler/scheduler_config.json", {"download"}),
+        ("models/fashion-features/config.json", MEASURE),
+        ("models/pretrained/weights.safetensors", TRAIN),
+        ("tinydata/train-labels-idx1-ubyte.gz", {"download"}),
+    ):
+        path = project.root / name
+        original = path.read_bytes() if path.exists() else None
+        path.write_bytes((original or b"") + b" ")
+        changed = set(json.loads(project.dvc("status", "--json").stdout))
+        assert changed == before | stages, name
+        path.unlink() if original is None else path.write_bytes(original)
+    assert before <= {*INVERT, *GENERATE}
+
+
 def test_execution_does_not_change_images_or_accuracies(project):
     """Other micro-batches, same embeddings up to rounding: METHODS' invariance, end to end."""
     before = load_image_set(project.root / "data/generated/inversion")
