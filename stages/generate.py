@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from dinv.execution.code import code_digest
 
 from dinv.diffusion.params import ModelParams
+from dinv.execution.code import code_digest
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import PartStore
 from dinv.execution.run import run_parts

@@ -6,9 +6,9 @@ python -m stages.invert embeddings
 from pathlib import Path
 
 import pandas as pd
-from dinv.execution.code import code_digest
 
 from dinv.diffusion.params import ModelParams
+from dinv.execution.code import code_digest
 from dinv.execution.params import ExecutionParams
 from dinv.files import atomic_write
 from dinv.images.image_set import ImageSetReader

@@ -5,12 +5,11 @@ python -m stages.train mixed
 
 from pathlib import Path
 
-from dinv.execution.code import code_digest
-
 from dinv.classify.arms import Arm
 from dinv.classify.base import LearnerParams
 from dinv.classify.registry import LEARNERS
 from dinv.classify.run import Trainer
+from dinv.execution.code import code_digest
 from dinv.execution.device import resolve_device
 from dinv.execution.params import ExecutionParams
 from stages.runner import block_argument, chosen, run

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 
 from stages.runner import run
 
@@ -43,6 +44,7 @@ def stage(project, name, *block, prepare=lambda: None, scratch=".scratch"):
             sys.stdout, sys.stderr, os.environ["DINV_SCRATCH"] = out, err, scratch
             status = 0
             try:
+                torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
                 prepare()
                 run(name, main, **({"block": block[0]} if block else {}))
             except SystemExit as error:
