@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from textwrap import shorten
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from dinv.errors import UserError
@@ -29,12 +28,14 @@ class _Actor:
     """Holds one worker in its own process."""
 
     def __init__(self, make_worker: Callable[[], Any], num_threads: int):
-        torch.set_num_threads(num_threads)
-        self._make_worker = make_worker
+        self._make_worker, self._num_threads = make_worker, num_threads
         self._worker: Any = None
 
     def compute(self, task: Any) -> bytes:
-        self._worker = self._worker or self._make_worker()
+        if self._worker is None:
+            self._worker = self._make_worker()
+            if "torch" in sys.modules:  # not imported for the sake of this: it takes seconds
+                sys.modules["torch"].set_num_threads(self._num_threads)
         return bytes(self._worker.compute(task, lambda n: None))
 
 
