@@ -72,7 +72,7 @@ class StubInverter:
             task.ids,
             points,
             torch.zeros(40, n),
-            points[:3],
+            points[:3].clone(),
             torch.zeros(3, n),
         )
         return to_bytes(lambda path: save_bank(bank, path))

@@ -207,7 +207,7 @@ def test_too_few_images_leave_the_tables_empty_and_say_so(prepared, tmp_path, ca
     project = prepared.copy(tmp_path / "copy")
     project.set(measure__num_neighbors=99)
     assert run_stage(project, "measure") is None
-    assert "not measured: {.real.: 30," in capsys.readouterr().out
+    assert "not measured: {'real': 30," in capsys.readouterr().out
     measured = project.root / "metrics/image_sets"
     assert (measured / "fashion.csv").read_text().count("\n") == 1  # the header
     assert json.loads((measured / "fashion.json").read_text()) == {}
