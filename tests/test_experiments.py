@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import re
 import sys
 
 import pandas as pd
@@ -367,6 +368,8 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
     before = (project.root / "params.yaml").read_text()
     out = project.run(sys.executable, "-m", "dinv.cli", "experiment", "small").stdout
     assert "Which lambda?" in out and "| 0.5 | " in out
+    ran = re.findall(r"^Running stage '(.+)':", out, re.M)
+    assert set(ran) == {"generate@inversion", "measure@fashion", "train@synthetic", "train@mixed", "evaluate"}
     rows = list(csv.DictReader((project.root / "metrics/experiments/small.csv").open()))
     assert {row[LAMBDA] for row in rows} == {"0.5", "1.0"}
     measured = {"inversion", "unseen", "embeddings"}
@@ -381,7 +384,8 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
         *(f"metrics/experiments/{name}" for name in ("small.csv", "small.md", "figures/small.png")),
     }
     kept = left(project)
-    project.run(sys.executable, "-m", "dinv.cli", "experiment", "small")
+    again = project.run(sys.executable, "-m", "dinv.cli", "experiment", "small").stdout
+    assert not re.findall(r"^Running stage '(?:download|invert|generate|train)", again, re.M)
     assert len(kept) == 3 and left(project) == kept
     project.dvc("plots", "show", "-o", "plots")
     assert "small.png" in (project.root / "plots/index.html").read_text()

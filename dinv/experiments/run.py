@@ -40,12 +40,26 @@ def run_experiment(name: str) -> None:
 
 
 def run_pipeline(revision: str, settings: Settings) -> None:
-    """One `dvc exp run` in a copy of the project, kept under the name `revision`."""
+    """One `dvc exp run` in a copy of the project, kept under the name `revision`; only what changed runs."""
+    _forget(revision)
     changes = [part for name, value in settings.items() for part in ("-S", f"{name}={_literal(value)}")]
-    command = ["exp", "run", "--temp", "--force", "--name", revision, *changes]
+    command = ["exp", "run", "--temp", "--name", revision, *changes]
     done = subprocess.run([sys.executable, "-m", "dvc", *command], check=False)
     if done.returncode != 0:
         raise UserError(f"{revision}: dvc exp run failed, see above; run again, finished parts are reused")
+
+
+def _forget(revision: str) -> None:
+    """Free the name of an earlier run of this commit. DVC's --force does so too, but runs every stage again."""
+    head = _git("rev-parse", "HEAD")
+    _git("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{revision}")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"git {arguments[0]}: {' '.join(done.stderr.split())}; experiments need a commit")
+    return done.stdout.strip()
 
 
 def _literal(value: object) -> str:
