@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import tiny
 from ruamel.yaml import YAML
 
@@ -54,7 +55,7 @@ class Project:
         return self.run(sys.executable, "-m", "dvc", *args, ok=ok)
 
     def stage(self, name: str, *args: str, ok: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", f"stages.{name}", *args, ok=ok, **env)
+        return self.run("python3", "-m", f"stages.{name}", *args, ok=ok, **env)
 
     def repro(self, *args: str) -> set[str]:
         """Run `dvc repro`; return the stages that ran."""
@@ -99,7 +100,7 @@ class Project:
             "GIT_COMMITTER_NAME": "t",
             "GIT_COMMITTER_EMAIL": "t@example.com",
             "HF_HUB_OFFLINE": "1",
-            "PATH": f"{bin_folder}{os.pathsep}{kept['PATH']}",
+            "PATH": os.pathsep.join([preloaded.folder_of_python3(), bin_folder, kept["PATH"]]),
             **extra,
         }
 
