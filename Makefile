@@ -12,7 +12,7 @@ repro: install
 	dvc repro
 
 test: install lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist worksteal --durations 10
 
 lint: install
 	ruff check .

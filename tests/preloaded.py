@@ -38,7 +38,8 @@ PRELOADED = (
 )
 CLIENT = """#!{python} -SEsB
 import os, sys
-if sys.argv[1:2] != ["-m"] or not sys.argv[2:3][0].startswith("stages.") or "DINV_REAL_PROCESSES" in os.environ:
+real = any(name in os.environ for name in ("DINV_REAL_PROCESSES", "HF_HUB_CACHE", "HF_HOME", "HF_ENDPOINT"))
+if real or sys.argv[1:2] != ["-m"] or not sys.argv[2].startswith("stages."):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 import json, socket
 server = socket.socket(socket.AF_UNIX)

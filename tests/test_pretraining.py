@@ -19,6 +19,7 @@ from PIL import Image
 from dinv.errors import UserError
 from models.pretraining.domain import load_domain, load_images, load_labels, symmetry
 from models.pretraining.loop import batch_ids, learning_rate
+from models.pretraining.unet import Denoiser, earlier_steps, start_from
 from models.pretraining.views import random_views
 
 DOMAINS = tiny.ROOT / "models/domains"
@@ -160,3 +161,14 @@ def test_each_epoch_shows_every_image_once():
 def test_the_learning_rate_rises_and_falls_to_zero():
     rates = [learning_rate(step, 1000, 2.0) for step in range(1001)]
     assert rates[0] == 0.01 and max(rates) == rates[199] == 2.0 and rates[1000] == 0
+
+
+def test_a_start_of_other_widths_is_refused(tmp_path):
+    model = tiny.save_tiny_model(tmp_path / "other")
+    with pytest.raises(UserError, match=r"--start .*other: has no UNet of this domain's widths"):
+        start_from(model, Denoiser((32, 64)))
+
+
+def test_a_missing_earlier_step_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"run python -m models\.pretraining\.vae first"):
+        earlier_steps(tmp_path / "model")

@@ -83,6 +83,10 @@ class Checkpoint:
                 state.setdefault(int(i), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        # The fused AdamW walks through memory: moments must lie as their weights do (channels_last).
+        for weight, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(weight).copy_(moments[name])
         with safe_open(self.path, "pt") as file:
             return int(file.metadata()["step"])
 
