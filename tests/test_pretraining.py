@@ -18,7 +18,7 @@ from PIL import Image
 
 from dinv.errors import UserError
 from models.pretraining.domain import load_domain, load_images, load_labels, symmetry
-from models.pretraining.loop import batch_ids, learning_rate
+from models.pretraining.loop import Trained, batch_ids, learning_rate
 from models.pretraining.unet import Denoiser, earlier_steps, start_from
 from models.pretraining.views import random_views
 
@@ -172,3 +172,12 @@ def test_a_start_of_other_widths_is_refused(tmp_path):
 def test_a_missing_earlier_step_is_named(tmp_path):
     with pytest.raises(UserError, match=r"run python -m models\.pretraining\.vae first"):
         earlier_steps(tmp_path / "model")
+
+
+def test_the_average_of_a_short_run_forgets_its_first_weights():
+    model = torch.nn.Linear(1, 1, bias=False)
+    trained = Trained(model, ema_decay=0.999)
+    for weight in [0.0] + 99 * [1.0]:
+        torch.nn.init.constant_(model.weight, weight)
+        trained.average.update_parameters(model)
+    assert trained.average.module.weight.item() > 0.99, "0.999 from the start on would give 0.09"

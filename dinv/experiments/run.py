@@ -50,7 +50,7 @@ def run_pipeline(revision: str, settings: Settings) -> None:
 
 
 def _forget(revision: str) -> None:
-    """Free the name of an earlier run of this commit. DVC's --force does so too, but runs every stage again."""
+    """Free the name of an earlier run of this commit. `--force` does so too, but runs every stage again."""
     head = _git("rev-parse", "HEAD")
     _git("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{revision}")
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -97,7 +97,13 @@ class Trained(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, ema_decay: float) -> None:
         super().__init__()
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self.average = AveragedModel(model, multi_avg_fn=self._update)
+        self.ema_decay = ema_decay
+
+    def _update(self, average: Any, current: Any, num_averaged: torch.Tensor | int) -> None:
+        """Forget faster early on, or a short run's average would still hold its first weights."""
+        n = int(num_averaged)
+        get_ema_multi_avg_fn(min(self.ema_decay, (1 + n) / (10 + n)))(average, current, n)
 
 
 def train(
