@@ -7,20 +7,17 @@ added or removed, those that are known are copied out of older parts and only th
 computed. DVC removes outputs before a stage runs; the scratch folder survives that, and kill -9.
 """
 
-import fcntl
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tqdm import tqdm
-
+from dinv.execution.lock import exclusive
 from dinv.files import atomic_write, digest_of, file_digest, new_folder
 
 T = TypeVar("T")
@@ -142,18 +139,10 @@ class PartStore:
                 found |= here
         return found
 
-    @contextmanager
-    def lock(self, parts: Sequence[Part]) -> Iterator[None]:
+    def lock(self, parts: Sequence[Part]) -> AbstractContextManager[None]:
         """Wait until no other run computes these parts. The lock ends with its process, however that dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{digest_of([p.digest for p in parts])}.lock"
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tqdm.write(f"another run is computing the same parts; waiting for it ({path})", sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return exclusive(path, "another run is computing the same parts; waiting for it")
 
     def _intact(self, path: Path) -> bool:
         expected = self._sidecar(path).get("sha256")
