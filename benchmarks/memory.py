@@ -25,6 +25,7 @@ from common import machine
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.execution.parts import PartStore, to_bytes
 from dinv.execution.run import run_parts
+from dinv.files import part_paths
 from dinv.images.image_set import (
     IMAGES,
     ROWS_PER_FILE,
@@ -39,7 +40,6 @@ from dinv.inversion.bank import (
     EmbeddingBank,
     bank_statistics,
     load_part,
-    part_paths,
     save_bank,
     save_statistics,
 )
@@ -95,7 +95,9 @@ def stages(n: int, folder: Path) -> None:
     images, learned = ImageSetReader(folder / "real"), folder / "learned"
     plan, store = make_plan(images, ["memory"], VISITS), PartStore("invert", folder)
     run_parts(plan, store, EMBEDDINGS, StubInverter, params.execution, learned)
-    save_statistics(bank_statistics(map(load_part, part_paths(learned)), 10), learned)
+    save_statistics(
+        bank_statistics(map(load_part, part_paths(learned, EMBEDDINGS.suffix, "embeddings")), 10), learned
+    )
     peak("invert", n)
     block = next(b for b in params.generate.values() if isinstance(b, DiffusionInversionParams))
     settings = block.model_copy(update={"num_images_per_embedding": 1, "unconditional": "mean"})

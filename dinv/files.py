@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dinv.errors import UserError
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -29,6 +31,20 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON with sorted keys, so that equal values give equal bytes."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def part_paths(folder: Path, suffix: str, content: str) -> list[Path]:
+    """part-00000<suffix>, part-00001<suffix>, ... of a folder, in order; `content` says what they hold.
+
+    Raises:
+        UserError: there is none, or one is missing.
+    """
+    paths = sorted(folder.glob(f"part-*{suffix}"))
+    if not paths:
+        raise UserError(f"{folder}: no {content} there; run dvc repro (or dvc pull) first")
+    if paths != [folder / f"part-{i:05d}{suffix}" for i in range(len(paths))]:
+        raise UserError(f"{folder}: parts are not numbered 0 to {len(paths) - 1}; run dvc checkout")
+    return paths
 
 
 def file_digest(path: Path) -> str:

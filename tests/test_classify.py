@@ -394,6 +394,7 @@ def test_cutmix_pastes_one_rectangle_and_labels_by_area():
 
 
 def test_auto_augment_draws_for_each_image_and_keeps_bytes():
+    torch.manual_seed(0)  # by chance one draw in many leaves nearly all eight alike
     image = torch.from_numpy(tiny.random_images(1, 32)).permute(0, 3, 1, 2)
     out = auto_augment(image.expand(8, -1, -1, -1), "cifar10")
     assert out.shape == (8, 3, 32, 32) and out.dtype == torch.uint8

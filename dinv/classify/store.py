@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from dinv.classify.base import Fitted, Predict
 from dinv.classify.registry import LEARNERS
 from dinv.errors import UserError
+from dinv.files import part_paths
 
 BATCH_SIZE = 500
 
@@ -84,7 +85,4 @@ def load_classifier(path: Path) -> StoredClassifier:
 
 def load_classifiers(folder: Path) -> list[StoredClassifier]:
     """Read every part of a folder, in order; raises UserError when there is none."""
-    paths = sorted(folder.glob("part-*.safetensors"))
-    if not paths:
-        raise UserError(f"{folder}: no classifiers there; run dvc repro train first")
-    return [load_classifier(path) for path in paths]
+    return [load_classifier(path) for path in part_paths(folder, ".safetensors", "classifiers")]

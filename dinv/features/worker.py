@@ -15,6 +15,7 @@ from dinv.execution.memory import FittingBatch
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import Codec, to_bytes
 from dinv.features.extractors import load_extractor
+from dinv.files import part_paths
 
 Features = NDArray[np.float32]
 
@@ -64,4 +65,4 @@ FEATURES: Codec[Features] = Codec(
 
 def load_features(folder: Path) -> Features:
     """All parts of a folder, in order, float32 [N, D]."""
-    return np.concatenate([read_features(path) for path in sorted(folder.glob("part-*.safetensors"))])
+    return np.concatenate([read_features(path) for path in part_paths(folder, FEATURES.suffix, "features")])

@@ -6,12 +6,12 @@ from types import TracebackType
 
 import pyarrow.parquet as pq
 
-from dinv.errors import UserError
-from dinv.files import new_folder
+from dinv.files import new_folder, part_paths
 from dinv.images.labelled import ImageSet, batches, concatenate
 from dinv.images.parquet import (
     ROWS_PER_FILE,
     ROWS_PER_GROUP,
+    SUFFIX,
     open_parquet,
     read_parquet,
     schema_of,
@@ -53,7 +53,7 @@ class ImageSetWriter:
         """Append images; a column's type is that in the first piece of its file."""
         for rows in batches(max(len(images), 1), ROWS_PER_GROUP):
             if self._file is None:
-                path = self._folder / f"part-{self._num_files:05d}.parquet"
+                path = self._folder / f"part-{self._num_files:05d}{SUFFIX}"
                 self._file = open_parquet(path, schema_of(images))
             group = images.take(range(len(images))[rows])
             self._file.write_table(to_table(group, self._file.schema), row_group_size=ROWS_PER_GROUP)
@@ -80,14 +80,4 @@ def load_image_set(folder: Path) -> ImageSet:
     Raises:
         UserError: a part is missing, truncated or not an image set.
     """
-    return concatenate([read_parquet(path) for path in part_paths(folder)])
-
-
-def part_paths(folder: Path) -> list[Path]:
-    """The files of an image set, in order; raises UserError when one is missing."""
-    paths = sorted(folder.glob("part-*.parquet"))
-    if not paths:
-        raise UserError(f"{folder}: no image set there; run dvc repro (or dvc pull) first")
-    if paths != [folder / f"part-{i:05d}.parquet" for i in range(len(paths))]:
-        raise UserError(f"{folder}: parts are not numbered 0 to {len(paths) - 1}; run dvc checkout")
-    return paths
+    return concatenate([read_parquet(path) for path in part_paths(folder, SUFFIX, "image set")])

@@ -1,14 +1,13 @@
 """Image sets: labelled uint8 images with ids and provenance, in memory and as sharded Parquet.
 
-The names that other packages use. `labelled.py` is the set in memory, `parquet.py` one file,
-`folder.py` writes and
-reads a folder of files, `reader.py` reads slices of one, `mapped.py` a set whose pixels stay on the disk.
+The names that other packages use. `labelled.py` is the set in memory, `parquet.py` one file, `folder.py`
+writes and reads a folder of files, `reader.py` reads slices of one, `mapped.py` is a set whose pixels stay
+on the disk.
 """
 
 from dinv.images.folder import (
     ImageSetWriter,
     load_image_set,
-    part_paths,
     save_chunks,
     save_image_set,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "batches",
     "concatenate",
     "load_image_set",
-    "part_paths",
     "read_parquet",
     "save_chunks",
     "save_image_set",

@@ -23,6 +23,7 @@ from dinv.errors import UserError
 from dinv.execution.parts import Codec
 from dinv.images.labelled import ImageSet, are_distributions, concatenate
 
+SUFFIX = ".parquet"
 ROWS_PER_FILE = 1000
 ROWS_PER_GROUP = 100  # what is decoded at once when an image set is read in slices
 OWN_COLUMNS = ("image", "label", "id", "probabilities")  # all others are provenance
@@ -151,4 +152,4 @@ def _decode(png: bytes) -> NDArray[np.uint8]:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-IMAGES = Codec(".parquet", read_parquet, write_parquet, ImageSet.take, concatenate)
+IMAGES = Codec(SUFFIX, read_parquet, write_parquet, ImageSet.take, concatenate)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dinv.errors import UserError
-from dinv.images.folder import part_paths
+from dinv.files import part_paths
 from dinv.images.labelled import ImageSet, concatenate, join_probabilities
 from dinv.images.mapped import MappedImageSet, map_pixels
-from dinv.images.parquet import damage_named, provenance_of, read_parquet, read_table, soft_labels
+from dinv.images.parquet import SUFFIX, damage_named, provenance_of, read_parquet, read_table, soft_labels
 
 
 class ImageSetReader:
@@ -31,7 +31,7 @@ class ImageSetReader:
     """
 
     def __init__(self, folder: Path):
-        self._paths = part_paths(folder)
+        self._paths = part_paths(folder, SUFFIX, "image set")
         tables = [_read_columns(path, ["label", "id"]) for path in self._paths]
         self.ids: list[str] = [i for table, _ in tables for i in table["id"].to_pylist()]
         self.labels = np.concatenate([table["label"].to_numpy() for table, _ in tables]).astype(np.int64)

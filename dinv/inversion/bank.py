@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dinv.errors import UserError
 from dinv.execution.parts import Codec
-from dinv.files import atomic_write
+from dinv.files import atomic_write, part_paths
 from dinv.inversion.base import Loss
 
 
@@ -58,6 +58,7 @@ class EmbeddingBank:
         return (self.prompt_embeds.shape[1], self.prompt_embeds.shape[2])
 
 
+SUFFIX = ".safetensors"
 _STATISTICS = "statistics.safetensors"
 _FLOATS = ("prompt_embeds", "train_loss", "heldout_loss")
 _TENSORS = ("prompt_embeds", "labels", "train_visits", "train_loss", "heldout_visits", "heldout_loss")
@@ -69,19 +70,9 @@ def save_bank(bank: EmbeddingBank, path: Path) -> None:
     save_file(tensors, path, {"ids": json.dumps(bank.ids)})
 
 
-def part_paths(folder: Path) -> list[Path]:
-    """The files of a bank, in order; raises UserError when one is missing."""
-    paths = sorted(folder.glob("part-*.safetensors"))
-    if not paths:
-        raise UserError(f"{folder}: no embeddings there; run dvc repro (or dvc pull) first")
-    if paths != [folder / f"part-{i:05d}.safetensors" for i in range(len(paths))]:
-        raise UserError(f"{folder}: parts are not numbered 0 to {len(paths) - 1}; run dvc checkout")
-    return paths
-
-
 def load_bank(folder: Path) -> EmbeddingBank:
     """Read every part of a folder, in order."""
-    return concatenate([load_part(path) for path in part_paths(folder)])
+    return concatenate([load_part(path) for path in part_paths(folder, SUFFIX, "embeddings")])
 
 
 def load_part(path: Path) -> EmbeddingBank:
@@ -124,7 +115,7 @@ def take(bank: EmbeddingBank, rows: Sequence[int]) -> EmbeddingBank:
     )
 
 
-EMBEDDINGS = Codec(".safetensors", load_part, save_bank, take, concatenate)
+EMBEDDINGS = Codec(SUFFIX, load_part, save_bank, take, concatenate)
 
 
 class BankReader:
@@ -137,7 +128,7 @@ class BankReader:
     """
 
     def __init__(self, folder: Path):
-        self._paths, self._starts = part_paths(folder), [0]
+        self._paths, self._starts = part_paths(folder, SUFFIX, "embeddings"), [0]
         self.ids: list[str] = []
         labels = []
         for path in self._paths:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from dinv.execution.memory import FittingBatch
 from dinv.execution.parts import PartStore, Plan, to_bytes
 from dinv.execution.run import run_parts
+from dinv.files import part_paths
 from dinv.images.image_set import ImageSet, ImageSetReader
 from dinv.inversion.bank import (
     EMBEDDINGS,
     bank_statistics,
     load_part,
     loss_curves,
-    part_paths,
     save_bank,
     save_statistics,
 )
@@ -40,7 +40,7 @@ class ImageEmbeddings:
         worker = partial(InvertWorker, place.open_model, params, place.execution.micro_batch)
         plan = make_plan(real, key, params.num_visits)
         run_parts(plan, PartStore("invert"), EMBEDDINGS, worker, place.execution, output)
-        parts = part_paths(output)
+        parts = part_paths(output, EMBEDDINGS.suffix, "embeddings")
         save_statistics(bank_statistics(map(load_part, parts), len(real.class_names)), output)
         return loss_curves(map(load_part, parts))
 
