@@ -450,3 +450,10 @@ def test_damaged_classifier_is_named(tmp_path):
         load_classifier(path)
     with pytest.raises(UserError, match="no classifiers there"):
         load_classifiers(tmp_path / "absent")
+
+
+def test_a_missing_classifier_is_noticed(tmp_path):
+    for number in (0, 2):
+        save_classifier(fit(), tmp_path / f"part-0000{number}.safetensors")
+    with pytest.raises(UserError, match="parts are not numbered 0 to 1; run dvc checkout"):
+        load_classifiers(tmp_path)
