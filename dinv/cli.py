@@ -37,6 +37,7 @@ numbers, a table and a figure into metrics/experiments/. What is finished is reu
 same command goes on where it was.
 
   dinv experiment learning_curve
+  dinv experiment learning_curve --preset satellite    -> metrics/experiments/satellite-learning_curve.csv
 """
 
 
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     preset.set_defaults(run=_preset)
     experiment = add("experiment", "answer one question with many runs", EXPERIMENT)
     experiment.add_argument("name", help="file of experiments/ without .yaml")
+    experiment.add_argument(
+        "--preset", nargs="+", default=[], help="files of presets/ that hold for all runs"
+    )
     experiment.set_defaults(run=_experiment)
     return parser
 
@@ -88,7 +92,7 @@ def _preset(args: argparse.Namespace) -> None:
 def _experiment(args: argparse.Namespace) -> None:
     from dinv.experiments.run import run_experiment  # noqa: PLC0415
 
-    run_experiment(args.name)
+    run_experiment(args.name, args.preset)
 
 
 if __name__ == "__main__":

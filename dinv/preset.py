@@ -1,7 +1,8 @@
 """Write presets into params.yaml, in order; what they do not name stays, comments too."""
 
+import copy
 import io
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,28 @@ def apply_presets(names: Sequence[str], path: Path = Path("params.yaml")) -> Non
     parse_params(YAML(typ="safe").load(text.getvalue()), " + ".join([str(path), *names]))
     with atomic_write(path) as temporary:
         temporary.write_text(text.getvalue())
+
+
+def preset_settings(base: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What presets change of the sections of a parameter file, in order, as `dvc exp run -S` takes it:
+    section.block.key -> value, and +section.block -> a whole block where there is none. Raises UserError.
+    """
+    sections = copy.deepcopy(base)
+    for name in names:
+        _merge(sections, _read(name))
+    return dict(_differences(base, sections))
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], above: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for key, value in new.items():
+        if key not in old:
+            yield f"+{above}{key}", value
+        elif isinstance(value, Mapping) and isinstance(old[key], Mapping):
+            yield from _differences(old[key], value, f"{above}{key}.")
+        elif value != old[key]:
+            yield f"{above}{key}", value
 
 
 def _merge(into: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:

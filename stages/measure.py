@@ -1,6 +1,6 @@
 """Compare generated with real images by the features of one network, and write metrics/image_sets/.
 
-python -m stages.measure fashion
+python -m stages.measure domain
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ from stages import runner
 pytestmark = pytest.mark.slow
 
 
-BLOCKS = {"invert": "embeddings", "generate": "inversion", "measure": "fashion", "train": "mixed"}
+BLOCKS = {"invert": "embeddings", "generate": "inversion", "measure": "domain", "train": "mixed"}
 
 
 def run_stage(project, name):
@@ -170,15 +170,15 @@ CASES = [
     ),
     (
         "no feature network",
-        lambda p: p.set(measure__features__fashion={"network": "clip", "path": "absent"}),
+        lambda p: p.set(measure__features__domain={"network": "clip", "path": "absent"}),
         "measure",
         r"measure\.features: clip at 'absent': no such path",
     ),
     (
         "unknown features",
-        lambda p: p.set(measure__features__fashion={"network": "vgg", "path": "absent"}),
+        lambda p: p.set(measure__features__domain={"network": "vgg", "path": "absent"}),
         "measure",
-        r"measure\.features\.fashion\.network = 'vgg'",
+        r"measure\.features\.domain\.network = 'vgg'",
     ),
     ("no classifiers", lambda p: None, "evaluate", r"data/classifiers/real: no classifiers"),
 ]
@@ -209,9 +209,9 @@ def test_too_few_images_leave_the_tables_empty_and_say_so(prepared, tmp_path, ca
     assert run_stage(project, "measure") is None
     assert "not measured: {'real': 30," in capsys.readouterr().out
     measured = project.root / "metrics/image_sets"
-    assert (measured / "fashion.csv").read_text().count("\n") == 1  # the header
-    assert json.loads((measured / "fashion.json").read_text()) == {}
-    assert list((project.root / "data/features/fashion").iterdir()) == []
+    assert (measured / "domain.csv").read_text().count("\n") == 1  # the header
+    assert json.loads((measured / "domain.json").read_text()) == {}
+    assert list((project.root / "data/features/domain").iterdir()) == []
 
 
 def test_changing_params_during_a_stage_fails_it(prepared, tmp_path):

@@ -76,7 +76,7 @@ BAD = [
     ("arms.mixed.learner", "svm", r"arms\.mixed\.learner = 'svm': no such; there are cnn"),
     ("arms.real.real", True, r"arms\.real\.real = True: images are the real ones already"),
     ("arms.real.reel", True, r"arms\.real\.reel: unknown parameter \(did you mean real\?\)"),
-    ("measure.features.fashion.network", "vgg", r"measure\.features\.fashion\.network = 'vgg'"),
+    ("measure.features.domain.network", "vgg", r"measure\.features\.domain\.network = 'vgg'"),
     ("execution.device", "gpu", r"execution\.device = 'gpu': .*pattern"),
     ("execution.micro_batch", 0, r"execution\.micro_batch = 0: .*greater than 0"),
 ]
@@ -134,7 +134,7 @@ def sections(raw):
     return [
         *((s,) for s in ("data", "model", "measure", "execution")),
         *blocks,
-        ("measure", "features", "fashion"),
+        ("measure", "features", "domain"),
     ]
 
 

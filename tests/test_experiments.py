@@ -4,7 +4,9 @@ import copy
 import csv
 import io
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,9 +20,10 @@ from dinv.errors import UserError
 from dinv.experiments import run
 from dinv.experiments.figures import chart, figure
 from dinv.experiments.results import efficiency_table, shown, table, tidy
-from dinv.experiments.spec import Experiment, load_experiment
+from dinv.experiments.spec import Experiment, changed, load_experiment
 from dinv.metrics.efficiency import matching_size
 from dinv.params import read_yaml
+from dinv.preset import preset_settings
 
 NAMES = sorted(p.stem for p in (tiny.ROOT / "experiments").glob("*.yaml"))
 BASE = read_yaml(tiny.ROOT / "params.yaml")
@@ -369,12 +372,12 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
     out = project.run(sys.executable, "-m", "dinv.cli", "experiment", "small").stdout
     assert "Which lambda?" in out and "| 0.5 | " in out
     ran = re.findall(r"^Running stage '(.+)':", out, re.M)
-    assert set(ran) == {"generate@inversion", "measure@fashion", "train@synthetic", "train@mixed", "evaluate"}
+    assert set(ran) == {"generate@inversion", "measure@domain", "train@synthetic", "train@mixed", "evaluate"}
     rows = list(csv.DictReader((project.root / "metrics/experiments/small.csv").open()))
     assert {row[LAMBDA] for row in rows} == {"0.5", "1.0"}
     measured = {"inversion", "unseen", "embeddings"}
     assert {row["arm"] for row in rows} == {"real", "reconstruction", "synthetic", "mixed", *measured}
-    chosen = [r for r in rows if (r["arm"], r["metric"]) == ("inversion", "fashion.frechet_distance")]
+    chosen = [r for r in rows if (r["arm"], r["metric"]) == ("inversion", "domain.frechet_distance")]
     found = {r[LAMBDA]: r["value"] for r in chosen}
     assert found["0.5"] != found["1.0"]
     assert (project.root / "params.yaml").read_text() == before
@@ -410,3 +413,36 @@ def test_a_run_that_fails_keeps_the_rows_before_it(finished, tmp_path):
     )
     rows = list(csv.DictReader((project.root / "metrics/experiments/filter.csv").open()))
     assert {row["train.cnn.min_confidence"] for row in rows} == {"0.0"}
+
+
+@pytest.mark.parametrize("preset", ["satellite", "cells"])
+def test_an_experiment_on_another_task_is_the_same_runs_with_its_preset(preset, folder, monkeypatch):
+    shutil.copytree(tiny.ROOT / "presets", folder / "presets")
+    (folder / f"presets/{preset}.yaml").open("a").write(
+        "generate: {extra: {strategy: reconstruction, input: x}}\n"
+    )
+    ran = {}
+    monkeypatch.setattr(run, "run_pipeline", lambda revision, settings: ran.update({revision: settings}))
+    monkeypatch.setattr(run, "read_results", lambda *_: pd.DataFrame())
+    monkeypatch.setattr(run, "save", lambda name, *_: name)
+    with pytest.raises(UserError, match=r"generate\.extra: no arm uses it"):
+        run.run_experiment("small", [preset])
+    shutil.copy(tiny.ROOT / f"presets/{preset}.yaml", folder / "presets")
+    run.run_experiment("small", [preset])
+    assert list(ran) == [f"{preset}-small-noise_std-{value}" for value in (0.5, 1.0)]
+    for settings in ran.values():
+        assert settings["data.root"] == f"data/bundled/{preset}"
+        assert settings["measure.features.domain.path"] == f"models/{preset}-features"
+        assert settings["generate.inversion.guidance_scale"] == 2.0
+
+
+def test_what_a_preset_adds_is_marked_for_dvc(folder):
+    (folder / "presets").mkdir()
+    (folder / "presets/clip.yaml").write_text(
+        "measure: {features: {clip: {network: clip, path: m}}, num_draws: 3}\n"
+    )
+    settings = preset_settings(BASE, ["clip"])
+    added = {"network": "clip", "path": "m"}
+    assert settings == {"+measure.features.clip": added, "measure.num_draws": 3}
+    assert changed(BASE, settings, Path("x"))["measure"]["features"]["clip"] == added
+    assert run._literal(added) == "{network: clip, path: m}"

@@ -67,14 +67,14 @@ def save_inception(folder):
 def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     return {
-        "fashion": (SHIPPED, 128),
+        "convnet": (SHIPPED, 128),
         "inception": (save_inception(folder / "inception"), 2048),
         "dinov2": (save_dinov2(folder / "dinov2"), 16),
         "clip": (save_clip(folder / "clip"), 6),
     }
 
 
-@pytest.mark.parametrize("name", ["fashion", "inception", "dinov2", "clip"])
+@pytest.mark.parametrize("name", ["convnet", "inception", "dinov2", "clip"])
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (40, 3)])
 def test_any_images_have_features_that_do_not_depend_on_the_batch(networks, name, side, channels):
     location, width = networks[name]
@@ -109,14 +109,14 @@ def test_the_shipped_network_knows_clothes_that_it_has_not_seen():
     """Its card says 92.1 % of the labelled pool."""
     update = {"num_per_class": 20, "root": str(tiny.ROOT / tiny.PARAMS.data.root)}
     real = load_task(DataParams(**{**tiny.PARAMS.data.model_dump(), **update})).train.load()
-    network, extract = load_network(SHIPPED), load_extractor("fashion", SHIPPED, CPU)
+    network, extract = load_network(SHIPPED), load_extractor("convnet", SHIPPED, CPU)
     predicted = network.head(extract(real.images)).argmax(1).numpy()
     assert (predicted == real.labels).mean() > 0.85
 
 
 def test_grey_and_repeated_grey_images_are_the_same_to_it():
     grey = tiny.random_images(2, 32, 1)
-    extract = load_extractor("fashion", SHIPPED, CPU)
+    extract = load_extractor("convnet", SHIPPED, CPU)
     assert torch.allclose(extract(grey), extract(np.repeat(grey, 3, axis=3)), atol=1e-4)
 
 
@@ -129,7 +129,7 @@ def test_a_network_is_known_by_its_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "location", "message"),
     [
-        ("fashion", "models/absent", "no such path; restore the folder"),
+        ("convnet", "models/absent", "no such path; restore the folder"),
         ("inception", "weights.pth", "no such path; fetch weights-inception-2015-12-05"),
         ("dinov2", "models/dinov2", "no such path; give a folder, or a YAML file with repo_id and revision"),
         ("clip", "models/clip.yaml", "no such path; give a folder, or a YAML file with repo_id and revision"),
@@ -161,7 +161,7 @@ def clothes(tmp_path, monkeypatch):
     return ImageSetReader(tmp_path / "set"), images
 
 
-SHIPPED_NETWORK = FeatureNetwork(network="fashion", path=str(SHIPPED))
+SHIPPED_NETWORK = FeatureNetwork(network="convnet", path=str(SHIPPED))
 HERE = tiny.PARAMS.execution
 
 
@@ -169,7 +169,7 @@ def test_extracted_features_are_those_of_the_rows_in_their_order(clothes, tmp_pa
     reader, images = clothes
     rows = [3, 240, 7, *range(100, 320 - 100)]
     found = extract(reader, rows, Extraction.of(SHIPPED_NETWORK), HERE, tmp_path / "out")
-    expected = load_extractor("fashion", SHIPPED, CPU)(images[rows]).numpy()
+    expected = load_extractor("convnet", SHIPPED, CPU)(images[rows]).numpy()
     assert found.dtype == np.float32 and np.allclose(found, expected, atol=1e-4)
     assert np.array_equal(load_features(tmp_path / "out"), found)
 
@@ -186,13 +186,13 @@ def test_pixels_and_weights_decide_what_is_extracted_again(clothes, tmp_path, mo
     assert np.array_equal(first, again)
     assert np.array_equal(extract(reader, [5, 2], extraction, HERE), first[[5, 2]])
     shutil.copytree(SHIPPED, tmp_path / "moved")
-    moved = Extraction.of(FeatureNetwork(network="fashion", path=str(tmp_path / "moved")))
+    moved = Extraction.of(FeatureNetwork(network="convnet", path=str(tmp_path / "moved")))
     assert np.array_equal(extract(reader, range(20), moved, HERE), first)
     weights = load_file(tmp_path / "moved/model.safetensors")
     save_file(
         {k: np.asarray(v + v.dtype.type(1)) for k, v in weights.items()}, tmp_path / "moved/model.safetensors"
     )
-    changed = Extraction.of(FeatureNetwork(network="fashion", path=str(tmp_path / "moved")))
+    changed = Extraction.of(FeatureNetwork(network="convnet", path=str(tmp_path / "moved")))
     with pytest.raises(AssertionError, match="extracted again"):
         extract(reader, range(20), changed, HERE)
     brighter = ImageSet(images[:20] // 2, named.labels, named.ids, named.class_names)
@@ -209,6 +209,6 @@ def test_damaged_networks_are_refused(tmp_path, damage):
         weights.write_bytes(weights.read_bytes()[:-9])
         name = "clip"
     else:
-        name = "fashion"
+        name = "convnet"
     with pytest.raises(UserError, match=f"{folder}"):
         load_extractor(name, folder, CPU)

@@ -78,7 +78,7 @@ def test_first_run_leaves_a_clean_status_and_something_to_look_at(finished):
         assert sum(int(row["count"]) for row in table(finished, "confusion.csv") if row["arm"] == arm) == 60
     assert len(table(finished, "class_accuracy.csv")) == 4 * 2 * 10
     assert {row["kind"] for row in table(finished, "learned_loss.csv")} == {"training", "heldout"}
-    sets = table(finished, "image_sets/fashion.csv")
+    sets = table(finished, "image_sets/domain.csv")
     assert {row["images"] for row in sets} == {"real", "reconstruction", "inversion", "unseen"}
     shown = finished.dvc("metrics", "show").stdout
     assert "inversion.frechet_distance" in shown and "top1_accuracy.synthetic" in shown
@@ -187,7 +187,7 @@ KILLED = [
     ("download", None, "data/real"),
     ("invert", "embeddings", "data/learned/embeddings"),
     ("generate", "inversion", "data/generated/inversion"),
-    ("measure", "fashion", "data/features/fashion"),
+    ("measure", "domain", "data/features/domain"),
     ("train", "mixed", "data/classifiers/mixed"),
     ("evaluate", None, "metrics"),
 ]

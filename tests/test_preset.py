@@ -55,7 +55,7 @@ def test_data_set_model_and_classifier_combine(folder, data_set):
 
 
 def test_every_fetched_source_has_one():
-    assert set(SOURCES) - set(DATA_SETS) == {"fashion_mnist", "image_folder", "image_csv"}
+    assert set(SOURCES) - set(DATA_SETS) == {"fashion_mnist", "image_folder", "image_csv", "parquet"}
 
 
 def test_the_paper_is_the_paper(folder):
@@ -85,4 +85,4 @@ def test_a_block_that_is_not_there_is_added_whole(folder):
     features = "{network: clip, path: models/clip.yaml}"
     (folder / "presets/clip.yaml").write_text(f"measure: {{features: {{clip: {features}}}}}\n")
     preset.apply_presets(["clip"])
-    assert list(load_params().measure.features) == ["fashion", "clip"]
+    assert list(load_params().measure.features) == ["domain", "clip"]

@@ -17,8 +17,11 @@ import torch
 from PIL import Image
 
 from dinv.errors import UserError
+from dinv.images.resize import to_square
+from dinv.sources import parquet
 from models.pretraining.domain import load_domain, load_images, load_labels, symmetry
 from models.pretraining.loop import Trained, batch_ids, learning_rate
+from models.pretraining.sample_task import sample
 from models.pretraining.unet import Denoiser, earlier_steps, start_from
 from models.pretraining.views import random_views
 
@@ -181,3 +184,34 @@ def test_the_average_of_a_short_run_forgets_its_first_weights():
         torch.nn.init.constant_(model.weight, weight)
         trained.average.update_parameters(model)
     assert trained.average.module.weight.item() > 0.99, "0.999 from the start on would give 0.09"
+
+
+def test_a_bundled_task_is_what_the_data_stage_would_make_of_the_originals(tmp_path):
+    table = pq.read_table(save_parquet(tmp_path / "unnamed.parquet"))
+    images = [{**entry, "path": f"{i}.png"} for i, entry in enumerate(table["image"].to_pylist())]
+    pq.write_table(pa.table({"image": images, "class": table["class"]}), tmp_path / "all.parquet")
+    for name, per_class in (("train", 3), ("test", 2)):
+        sample(tmp_path / "all.parquet", per_class, 32, tmp_path / f"task/{name}.parquet")
+    raw = parquet.load(tmp_path / "task", 0)
+    assert sorted(raw.train.labels) == [0, 0, 0, 1, 1, 1] and sorted(raw.test.labels) == [0, 0, 1, 1]
+    for i, name in enumerate(raw.train.ids):
+        original = images[int(name.removeprefix("train/").removesuffix(".png"))]["bytes"]
+        expected = to_square(Image.open(io.BytesIO(original)), 32, "center_crop", "RGB")
+        assert np.array_equal(np.asarray(raw.train.read(i)), expected)
+    with pytest.raises(UserError, match="class 'forest': 8 images"):
+        sample(tmp_path / "all.parquet", 9, 32, tmp_path / "more.parquet")
+
+
+@pytest.mark.parametrize("task", ["satellite", "cells"])
+def test_bundled_tasks_have_the_images_that_their_cards_name(task):
+    raw = parquet.load(tiny.ROOT / "data/bundled" / task, 0)
+    train, test = np.bincount(raw.train.labels), np.bincount(raw.test.labels)
+    card = (tiny.ROOT / f"data/bundled/{task}/README.md").read_text()
+    assert f"has {train.min()} images per class" in card and len({*train}) == len({*test}) == 1
+    assert (
+        f"`test.parquet` {test.min()} per\nclass" in card or f"`test.parquet` {test.min()} per class" in card
+    )
+    assert test.sum() >= 2000 and train.min() >= 100
+    names = {name.partition("/")[2] for name in raw.train.ids} & {n.partition("/")[2] for n in raw.test.ids}
+    assert not names
+    assert raw.train.read(0).size == raw.test.read(0).size == (32, 32)

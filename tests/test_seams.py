@@ -145,7 +145,7 @@ def test_the_pipeline_runs_them_and_shows_them_everywhere(extended):
     summary = json.loads((metrics / "summary.json").read_text())
     assert {"copied", "plain", *projects.ARMS} == set(summary["top1_accuracy"])
     assert "| copied | 90 |" in (metrics / "table.md").read_text()
-    measured = csv.DictReader((metrics / "image_sets/fashion.csv").open())
+    measured = csv.DictReader((metrics / "image_sets/domain.csv").open())
     assert {"copies", "inversion"} <= {row["images"] for row in measured}
     assert "up to date" in project.dvc("status").stdout
 

@@ -11,6 +11,8 @@ import zipfile
 
 import medmnist
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torchvision.datasets as tv
@@ -364,3 +366,67 @@ def test_equal_pictures_that_dvc_links_to_one_file_of_its_cache_are_two_images(t
         (tmp_path / "mine" / name).symlink_to(cached)
     task = load_task(params("image_csv", tmp_path / "mine"))
     assert len(task.train) + len(task.test) == 4
+
+
+def parquet_file(path, labels, column="label", names=None, images=None, paths=None):
+    """One split as Hugging Face `datasets` writes it."""
+    n = len(labels)
+    cells = [
+        {"bytes": jpeg(i) if images is None else images[i], "path": paths[i] if paths else None}
+        for i in range(n)
+    ]
+    rows = pa.table({"image": cells, column: labels})
+    if names:
+        feature = {"info": {"features": {column: {"names": names, "_type": "ClassLabel"}}}}
+        rows = rows.replace_schema_metadata({"huggingface": json.dumps(feature)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, path)
+
+
+def test_parquet_files_of_names_or_numbers(tmp_path):
+    parquet_file(
+        tmp_path / "a/train.parquet", ["cat", "dog", "cat"], "class", paths=["x.jpg", "y.jpg", "z.jpg"]
+    )
+    parquet_file(tmp_path / "a/test.parquet", ["dog"], "class", paths=["x.jpg"])
+    task = load_task(params("parquet", tmp_path / "a"))
+    assert task.train.class_names == ["cat", "dog"] and len(task.val) == 0
+    assert {*task.train.load().ids, *task.test.load().ids} == {
+        "train/x.jpg",
+        "train/y.jpg",
+        "train/z.jpg",
+        "test/x.jpg",
+    }
+    for part in (0, 1):
+        parquet_file(tmp_path / f"b/data/train-0000{part}-of-00002.parquet", [1, 0], names=["ox", "ape"])
+    parquet_file(tmp_path / "b/data/validation-00000-of-00001.parquet", [1], names=["ox", "ape"])
+    parquet_file(tmp_path / "b/data/test-00000-of-00001.parquet", [0, 1], names=["ox", "ape"])
+    task = load_task(params("parquet", tmp_path / "b"))
+    assert (len(task.train), len(task.val), len(task.test)) == (4, 1, 2)
+    test = task.test.load()
+    by_id = dict(zip(test.ids, test.labels, strict=True))
+    assert [test.class_names[by_id[f"test/00000{i}"]] for i in (0, 1)] == ["ox", "ape"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (None, {"labels": ["a", "b"]}, "no train.parquet"),
+        ({"labels": ["a", "a"]}, {"labels": ["a"]}, "found 1 classes"),
+        ({"labels": ["a", "b"]}, {"labels": ["c"]}, "class 'c' is not in train"),
+        ({"labels": ["a", "b"], "column": "kind"}, {"labels": ["a"]}, "columns are image, kind"),
+        ({"labels": ["a", None]}, {"labels": ["a"]}, "row 1: label is empty"),
+        ({"labels": [0, 2], "names": ["a", "b"]}, {"labels": [0]}, "label 2 has no name"),
+        ({"labels": ["a", "b"], "images": [b"", b""]}, {"labels": ["a"]}, "no picture in column image"),
+        ({"labels": ["a", "b"], "images": [b"x", b"y"]}, {"labels": ["a"]}, "broken image (unknown format)"),
+        (b"PAR1", {"labels": ["a"]}, "train.parquet: not a Parquet file"),
+    ],
+)
+def test_bad_parquet_files_are_one_line(tmp_path, train, test, message):
+    for name, split in (("train", train), ("test", test)):
+        if isinstance(split, bytes):
+            (tmp_path / f"{name}.parquet").write_bytes(split)
+        elif split is not None:
+            parquet_file(tmp_path / f"{name}.parquet", **split)
+    with pytest.raises(UserError) as error:
+        load_task(params("parquet", tmp_path)).train.load()
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -6,6 +6,7 @@ is reused. Writes metrics/experiments/<name>.csv and .md and figures/<name>.png 
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import dvc.api
@@ -15,25 +16,32 @@ from dinv.classify.arms import baselines
 from dinv.errors import UserError
 from dinv.experiments.figures import figure
 from dinv.experiments.results import efficiency_table, table, tidy
-from dinv.experiments.spec import Experiment, Settings, load_experiment
+from dinv.experiments.spec import Experiment, Settings, changed, load_experiment
 from dinv.files import atomic_write
 from dinv.metrics.tables import write_csv, write_text
-from dinv.params import Params, load_params, read_yaml
+from dinv.params import Params, parse_params, read_yaml
+from dinv.preset import PRESETS, preset_settings
 
 OUTPUT = Path("metrics/experiments")
 FIGURES = OUTPUT / "figures"  # a folder of its own, which dvc.yaml names as plots
 
 
-def run_experiment(name: str) -> None:
-    """Run the pipeline with every setting, in order; raises UserError when one fails."""
-    params = load_params()
-    experiment = load_experiment(name, read_yaml(Path("params.yaml")))
+def run_experiment(name: str, presets: Sequence[str] = ()) -> None:
+    """Run the pipeline with every setting, in order; raises UserError when one fails.
+
+    With presets, all runs have their settings too, and results are named PRESET-EXPERIMENT.
+    """
+    base = read_yaml(Path("params.yaml"))
+    always = preset_settings(base, presets)
+    base = changed(base, always, PRESETS)
+    params, experiment = parse_params(base), load_experiment(name, base)
+    name = "-".join([*presets, name])
     found: list[pd.DataFrame] = []
     runs = experiment.runs()
     for i, run in enumerate(runs, 1):
         revision = f"{name}-{run.label()}"
         print(f"\n{name}, run {i} of {len(runs)}: {run.settings}", flush=True)
-        run_pipeline(revision, run.settings)
+        run_pipeline(revision, always | run.settings)
         found.append(read_results(revision, run.place, params))
         text = save(name, pd.concat(found, ignore_index=True), experiment, params)
     print(f"\n{experiment.question}\n\n{text}\nFigure: {FIGURES / name}.png")
@@ -64,6 +72,8 @@ def _git(*arguments: str) -> str:
 
 def _literal(value: object) -> str:
     """A value as `dvc exp run -S` reads it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_literal(inner)}" for key, inner in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

@@ -127,14 +127,17 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
 
 
 def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, Any]:
-    """The sections of a parameter file with some values replaced; raises UserError on unknown names."""
+    """The sections of a parameter file with some values replaced; raises UserError on unknown names.
+
+    A name with a plus before it, as in `dvc exp run -S`, may be new.
+    """
     sections = copy.deepcopy(base)
     for name, value in settings.items():
-        *blocks, key = name.split(".")
+        *blocks, key = name.removeprefix("+").split(".")
         place: Any = sections
         for block in blocks:
             place = place.get(block) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or key not in place:
+        if not isinstance(place, dict) or (key not in place and not name.startswith("+")):
             help_ = did_you_mean(key, place) if isinstance(place, dict) else ""
             raise UserError(
                 f"{path}: {name}: no such parameter{help_}; write section.key or section.block.key as in "

@@ -21,13 +21,13 @@ from dinv.images.resize import convert_batch
 Extractor = Callable[[NDArray[np.uint8]], torch.Tensor]
 
 
-def fashion(location: Path, device: torch.device) -> Extractor:
-    """The shipped network's 128 features, of images as 32-pixel grey ones; means something for clothes."""
+def convnet(location: Path, device: torch.device) -> Extractor:
+    """The 128 features of a network of network.py, of images at 32 pixels; they know one domain."""
     network = load_network(location).to(device)
 
     def extract(images: NDArray[np.uint8]) -> torch.Tensor:
-        grey = torch.from_numpy(convert_batch(images, IMAGE_SIZE, 1)).to(device)
-        return network(grey.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        pixels = torch.from_numpy(convert_batch(images, IMAGE_SIZE, network.num_channels)).to(device)
+        return network(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
 
     return extract
 
@@ -69,7 +69,7 @@ def clip(location: Path, device: torch.device) -> Extractor:
 
 
 EXTRACTORS: dict[str, Callable[[Path, torch.device], Extractor]] = {
-    "fashion": fashion,
+    "convnet": convnet,
     "inception": inception,
     "dinov2": dinov2,
     "clip": clip,

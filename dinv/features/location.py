@@ -9,7 +9,7 @@ from dinv.hub import resolve
 _HUB_FILES = ("*.json", "*.safetensors")
 _HUB_REMEDY = "give a folder, or a YAML file with repo_id and revision of the Hugging Face hub"
 _REMEDIES = {
-    "fashion": "restore the folder",
+    "convnet": "restore the folder",
     "inception": "fetch weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases",
 }
 

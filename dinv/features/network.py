@@ -17,14 +17,15 @@ NUM_FEATURES = 128
 
 
 class FeatureNetwork(nn.Module):
-    """Grey images in [-1, 1], [B, 1, 32, 32] -> features [B, 128]: 3x3 convolutions, averaged.
+    """Images in [-1, 1], [B, C, 32, 32] -> features [B, 128]: 3x3 convolutions, averaged.
 
     `head` maps features to the classes it was trained with; measuring does not use it.
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, num_channels: int = 1):
         super().__init__()
-        channels = [1, *(c for c, _ in BLOCKS)]
+        self.num_channels = num_channels
+        channels = [num_channels, *(c for c, _ in BLOCKS)]
         layers = [
             Conv2dNormActivation(c_in, c_out, 3, stride=stride)
             for c_in, (c_out, stride) in zip(channels, BLOCKS, strict=False)
@@ -40,7 +41,8 @@ class FeatureNetwork(nn.Module):
 def load_network(folder: Path) -> FeatureNetwork:
     """Read config.json and model.safetensors; raises UserError when they are missing or damaged."""
     try:
-        network = FeatureNetwork(int(json.loads((folder / "config.json").read_text())["num_classes"]))
+        config = json.loads((folder / "config.json").read_text())
+        network = FeatureNetwork(int(config["num_classes"]), int(config.get("num_channels", 1)))
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:80]

@@ -8,5 +8,5 @@ from dinv.section import Section
 class FeatureNetwork(Section):
     """A network by its kind, and its file, its folder, or a small YAML file that pins a hub repository."""
 
-    network: Literal["fashion", "inception", "dinov2", "clip"]
+    network: Literal["convnet", "inception", "dinov2", "clip"]
     path: str

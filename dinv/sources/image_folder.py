@@ -4,6 +4,7 @@ Either `root/train/<class>/...` and `root/test/<class>/...` (with `root/val` opt
 `root/<class>/...`, from which a fifth of every class is set aside for test.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +67,20 @@ def _images(folder: Path) -> list[Path]:
     return files
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Decode one still picture of 8 bits per channel; raises UserError for anything else."""
+def read_picture(path: Path, content: bytes | None = None) -> Image.Image:
+    """Decode one still picture of 8 bits per channel; raises UserError for anything else.
+
+    Args:
+        path: its file, or where its bytes come from.
+        content: its bytes, where it has no file of its own.
+    """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if content is None else io.BytesIO(content)) as picture:
             frames = getattr(picture, "n_frames", 1)
             picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).replace(str(path), "").split())
+        reason = "unknown format" if "BytesIO" in reason else reason
         raise UserError(f"{path}: broken image ({reason}); repair or remove it") from error
     if frames > 1:
         raise UserError(f"{path}: has {frames} frames; save the one you mean as a still picture")

@@ -8,6 +8,7 @@ SOURCES = Registry(
         "fashion_mnist": "dinv.sources.fashion_mnist:load",
         "image_folder": "dinv.sources.image_folder:load",
         "image_csv": "dinv.sources.image_csv:load",
+        "parquet": "dinv.sources.parquet:load",
         "cifar10": "dinv.sources.cifar:load_cifar10",
         "cifar100": "dinv.sources.cifar:load_cifar100",
         "stl10": "dinv.sources.stl10:load",

@@ -34,7 +34,8 @@ def augment(images: torch.Tensor, domain: Domain) -> torch.Tensor:
 def save(network: FeatureNetwork, output: Path) -> None:
     """Write config.json and float16 weights, as dinv.features reads them."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "config.json").write_text(json.dumps({"num_classes": network.head.out_features}) + "\n")
+    config = {"num_classes": network.head.out_features, "num_channels": network.num_channels}
+    (output / "config.json").write_text(json.dumps(config) + "\n")
     weights = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     save_file({k: v.contiguous() for k, v in weights.items()}, output / "model.safetensors")
 
@@ -46,7 +47,7 @@ def main() -> None:
     domain = load_domain(args.domain)
     torch.manual_seed(0)
     images, labels = load_images(args.images, domain), load_labels(args.labels or args.images, domain)
-    network = FeatureNetwork(int(labels.max()) + 1).to(memory_format=torch.channels_last)
+    network = FeatureNetwork(int(labels.max()) + 1, domain.channels).to(memory_format=torch.channels_last)
 
     def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with mixed_precision():
