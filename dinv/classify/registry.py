@@ -6,5 +6,6 @@ LEARNERS = Registry(
     "learner",
     {
         "cnn": "dinv.classify.cnn:Cnn",
+        "probe": "dinv.classify.probe:Probe",
     },
 )
