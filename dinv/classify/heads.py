@@ -74,8 +74,8 @@ def svc_scores(head: Tensors, x: torch.Tensor, kernel: str) -> torch.Tensor:
 def pair_decisions(similarity: torch.Tensor, head: Tensors) -> torch.Tensor:
     """Positive for the first of each pair of classes: kernel values [B, S] -> [B, pairs].
 
-    Support vectors lie in order of class. Their coefficients against class j are row j of `dual`, or row j - 1
-    if their own class comes before j.
+    Support vectors lie in order of class. Their coefficients against class j are row j of `dual`, or row
+    j - 1 if their own class comes before j.
     """
     ends = head["num_support"].cumsum(0).tolist()
     members = [slice(end - n, end) for n, end in zip(head["num_support"].tolist(), ends, strict=True)]
