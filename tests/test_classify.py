@@ -6,24 +6,18 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torchvision import models as torchvision_models
 
 from dinv.classify.architectures import ARCHITECTURES, create_classifier, load_pretrained
 from dinv.classify.arms import Arm, baseline_of
-from dinv.classify.augment import auto_augment, mix, random_crop, random_horizontal_flip
+from dinv.classify.augment import augment, mix, random_crop, random_flip, random_quarter_turns
 from dinv.classify.base import LabelledImages, TrainingSet
 from dinv.classify.batches import batch_sizes, index_stream, make_batches
-from dinv.classify.cnn import (
-    Cnn,
-    learning_rate,
-    pixel_statistics,
-    smoothed,
-    weighted_cross_entropy,
-)
+from dinv.classify.cnn import Cnn
 from dinv.classify.confidence import confident_rows, label_confidence
-from dinv.classify.store import StoredClassifier, load_classifier, load_classifiers, save_classifier
+from dinv.classify.store import StoredClassifier, load_classifier, save_classifier
+from dinv.classify.training import learning_rate, smoothed, weighted_cross_entropy
 from dinv.errors import UserError
 
 CPU = torch.device("cpu")
@@ -242,7 +236,7 @@ def test_the_type_that_the_device_computes_in_is_part_of_what_decides_the_result
     params = tiny.train_params(dtype="bfloat16")
     found = []
     for able in (True, False):
-        monkeypatch.setattr("dinv.classify.cnn.computes_bfloat16", lambda device, able=able: able)
+        monkeypatch.setattr("dinv.classify.training.computes_bfloat16", lambda device, able=able: able)
         found.append(Cnn.settings(params, False, CPU))
     assert found[0] != found[1]
     assert found[1] == Cnn.settings(tiny.train_params(dtype="float32"), False, CPU)
@@ -368,11 +362,19 @@ def test_crop_shifts_whole_images_by_at_most_an_eighth(seed):
         assert any(torch.equal(image, w) for w in windows)
 
 
-def test_flip_mirrors_about_half():
-    images = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).expand(1000, 1, 2, 4)
-    out = random_horizontal_flip(images, torch.Generator().manual_seed(0))
-    flipped = (out == images.flip(3)).flatten(1).all(1)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_flip_mirrors_about_half(dim):
+    images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4).expand(1000, 1, 4, 4)
+    out = random_flip(images, torch.Generator().manual_seed(0), dim)
+    flipped = (out == images.flip(dim)).flatten(1).all(1)
     assert ((out == images).flatten(1).all(1) | flipped).all() and 400 < flipped.sum() < 600
+
+
+def test_quarter_turns_are_the_four_and_equally_frequent():
+    images = torch.arange(32, dtype=torch.uint8).view(1, 2, 4, 4).expand(1000, 2, 4, 4)
+    out = random_quarter_turns(images, torch.Generator().manual_seed(0))
+    counts = [(out == images[:1].rot90(k, (2, 3))).flatten(1).all(1).sum() for k in range(4)]
+    assert sum(counts) == 1000 and all(200 < n < 300 for n in counts)
 
 
 def test_mixup_is_one_convex_combination_of_the_batch_and_its_neighbour():
@@ -393,21 +395,53 @@ def test_cutmix_pastes_one_rectangle_and_labels_by_area():
         assert torch.allclose(target.sum(1), torch.ones(4))
 
 
-def test_auto_augment_draws_for_each_image_and_keeps_bytes():
+PER_IMAGE = {
+    "auto_augment": "cifar10",
+    "rand_augment_ops": 2,
+    "trivial_augment": True,
+    "random_erasing": 0.9,
+}
+OFF = {"random_crop": False, "horizontal_flip": False}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("names", [*((name,) for name in PER_IMAGE), tuple(PER_IMAGE)])
+def test_what_changes_single_images_draws_for_each_and_keeps_bytes(names, channels):
     torch.manual_seed(0)  # by chance one draw in many leaves nearly all eight alike
-    image = torch.from_numpy(tiny.random_images(1, 32)).permute(0, 3, 1, 2)
-    out = auto_augment(image.expand(8, -1, -1, -1), "cifar10")
-    assert out.shape == (8, 3, 32, 32) and out.dtype == torch.uint8
+    image = torch.from_numpy(tiny.random_images(1, 32, channels)).permute(0, 3, 1, 2)
+    params = tiny.train_params(**OFF, **{name: PER_IMAGE[name] for name in names})
+    targets = one_hot(torch.arange(8) % 3)
+    out, same = augment(image.expand(8, -1, -1, -1), targets, params, torch.Generator())
+    assert out.shape == (8, channels, 32, 32) and out.dtype == torch.uint8 and torch.equal(same, targets)
     assert len({o.numpy().tobytes() for o in out}) > 2
+
+
+def test_nothing_on_changes_nothing_and_erasing_blackens_a_rectangle():
+    images, targets = easy_images().images | 1, easy_images().targets
+    out, _ = augment(images, targets, tiny.train_params(**OFF), torch.Generator())
+    assert torch.equal(out, images)
+    out, _ = augment(images, targets, tiny.train_params(**OFF, random_erasing=1.0), torch.Generator())
+    for image, erased in zip(images, out, strict=True):
+        black = erased[0] == 0
+        rows, columns = black.any(1), black.any(0)
+        assert black.any() and torch.equal(black, rows[:, None] & columns[None])
+        assert torch.equal(erased[:, ~black], image[:, ~black])
 
 
 @pytest.mark.parametrize(
     "update",
     [
         {"auto_augment": "svhn"},
+        {"rand_augment_ops": 2},
+        {"rand_augment_ops": 2, "rand_augment_magnitude": 3},
+        {"trivial_augment": True},
+        {"random_erasing": 0.5},
+        {"vertical_flip": True},
+        {"quarter_turns": True},
         {"mixup_alpha": 0.5},
         {"cutmix_alpha": 1.0},
         {"mixup_alpha": 1.0, "cutmix_alpha": 1.0},
+        {**PER_IMAGE, "mixup_alpha": 1.0, "cutmix_alpha": 1.0},
     ],
 )
 def test_each_augmentation_trains_reproducibly_and_is_not_ignored(update):
@@ -418,42 +452,3 @@ def test_each_augmentation_trains_reproducibly_and_is_not_ignored(update):
     key = "body.0.weight"
     assert torch.equal(weights(first)[key], weights(again)[key])
     assert not torch.equal(weights(first)[key], weights(without)[key])
-
-
-def test_pixel_statistics_are_mean_and_std_of_all_pixels():
-    images = torch.from_numpy(tiny.random_images(1500, 4)).permute(0, 3, 1, 2)
-    pixels = images.float() / 255
-    mean, std = pixel_statistics(images)
-    torch.testing.assert_close(mean, pixels.mean((0, 2, 3)))
-    torch.testing.assert_close(std, pixels.std((0, 2, 3)))
-
-
-def test_stored_classifier_predicts_the_same(tmp_path):
-    result, images = fit(seed=5), easy_images(seed=2).images
-    save_classifier(result, tmp_path / "part-00000.safetensors")
-    (stored,) = load_classifiers(tmp_path)
-    assert (stored.seed, stored.num_images) == (5, 60) and stored.curve[0][0] == result.curve[0][0]
-    assert np.array_equal(stored.predict_proba(images, CPU), result.predict_proba(images, CPU))
-
-
-def test_a_classifier_has_one_metadata_entry_so_that_its_bytes_are_stable(tmp_path):
-    save_classifier(fit(), tmp_path / "a")
-    with safe_open(tmp_path / "a", "pt") as file:
-        assert len(file.metadata()) == 1
-
-
-def test_damaged_classifier_is_named(tmp_path):
-    path = tmp_path / "part-00000.safetensors"
-    save_classifier(fit(), path)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"part-00000\.safetensors: "):
-        load_classifier(path)
-    with pytest.raises(UserError, match="no classifiers there"):
-        load_classifiers(tmp_path / "absent")
-
-
-def test_a_missing_classifier_is_noticed(tmp_path):
-    for number in (0, 2):
-        save_classifier(fit(), tmp_path / f"part-0000{number}.safetensors")
-    with pytest.raises(UserError, match="parts are not numbered 0 to 1; run dvc checkout"):
-        load_classifiers(tmp_path)

@@ -1,7 +1,7 @@
 """Classifiers for small images. A new architecture is a function here and a line in the table."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -153,22 +153,31 @@ def load_pretrained(body: nn.Module, path: Path) -> None:
     Raises:
         UserError: the file is missing or damaged, or holds another network.
     """
+    stem = next(name for name, m in body.named_modules() if isinstance(m, nn.Conv2d))
+    head = [name for name, m in body.named_modules() if isinstance(m, nn.Linear)][-1].split(".")[0]
+    load_weights(body, path, "pretrained", (stem, head))
+
+
+def load_weights(network: nn.Module, path: Path, parameter: str, may_differ: Sequence[str]) -> None:
+    """Load a state dict from a safetensors file; modules of `may_differ` keep theirs where others do not fit.
+
+    Raises:
+        UserError: names `parameter`; the file is missing or damaged, or holds another network.
+    """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(
-            f"pretrained = {path.name!r}: cannot be read ({reason}); give a safetensors file"
+            f"{parameter} = {path.name!r}: cannot be read ({reason}); give a safetensors file"
         ) from error
-    ours = body.state_dict()
-    stem = next(name for name, m in body.named_modules() if isinstance(m, nn.Conv2d))
-    head = [name for name, m in body.named_modules() if isinstance(m, nn.Linear)][-1].split(".")[0]
+    ours = network.state_dict()
     fitting = {k: v for k, v in tensors.items() if k in ours and v.shape == ours[k].shape}
     others = (ours.keys() | tensors.keys()) - fitting.keys()
-    wrong = sorted(k for k in others if not k.startswith((f"{stem}.", f"{head}.")))
+    wrong = sorted(k for k in others if not k.startswith(tuple(f"{name}." for name in may_differ)))
     if wrong:
         raise UserError(
-            f"pretrained = {path.name!r}: {wrong[0]} is missing, superfluous or of another shape "
-            f"({len(wrong)} such tensors); give weights of the same architecture, or null"
+            f"{parameter} = {path.name!r}: {wrong[0]} is missing, superfluous or of another shape "
+            f"({len(wrong)} such tensors); give weights of the same architecture"
         )
-    body.load_state_dict(fitting, strict=False)
+    network.load_state_dict(fitting, strict=False)

@@ -3,9 +3,67 @@
 torchvision's transforms draw from torch's global generator, which the caller seeds.
 """
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torchvision.transforms import v2
+
+from dinv.section import Fraction, NonNegativeFloat, Section
+
+
+class AugmentParams(Section):
+    """What is on is applied, in this order, to every image of every batch."""
+
+    random_crop: bool
+    horizontal_flip: bool
+    vertical_flip: bool
+    quarter_turns: bool
+    auto_augment: Literal["cifar10", "imagenet", "svhn"] | None
+    rand_augment_ops: Annotated[int, Field(ge=0)]
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)]
+    trivial_augment: bool
+    random_erasing: Fraction
+    mixup_alpha: NonNegativeFloat
+    cutmix_alpha: NonNegativeFloat
+
+
+def augment(
+    images: torch.Tensor, targets: torch.Tensor, params: AugmentParams, g: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch uint8 [B, C, H, W] and its targets float32 [B, M], augmented; only mixing changes targets."""
+    if params.random_crop:
+        images = random_crop(images, g)
+    if params.horizontal_flip:
+        images = random_flip(images, g, dim=3)
+    if params.vertical_flip:
+        images = random_flip(images, g, dim=2)
+    if params.quarter_turns:
+        images = random_quarter_turns(images, g)
+    for transform in transforms(params):
+        images = torch.stack([transform(image) for image in images])
+    if params.mixup_alpha + params.cutmix_alpha > 0:
+        return mix(images, targets, params.mixup_alpha, params.cutmix_alpha)
+    return images, targets
+
+
+def transforms(params: AugmentParams) -> list[torch.nn.Module]:
+    """torchvision's transforms of one image that are on.
+
+    AutoAugment (Cubuk et al. 2019), RandAugment (Cubuk et al. 2020), TrivialAugment (Müller and Hutter
+    2021), random erasing (Zhong et al. 2020).
+    """
+    found: list[torch.nn.Module] = []
+    if params.auto_augment is not None:
+        found.append(v2.AutoAugment(v2.AutoAugmentPolicy(params.auto_augment)))
+    if params.rand_augment_ops > 0:
+        found.append(v2.RandAugment(params.rand_augment_ops, params.rand_augment_magnitude))
+    if params.trivial_augment:
+        found.append(v2.TrivialAugmentWide())
+    if params.random_erasing > 0:
+        found.append(v2.RandomErasing(params.random_erasing))
+    return found
 
 
 def random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -21,16 +79,17 @@ def random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     return padded[batch, channel, rows, columns]
 
 
-def random_horizontal_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror each image with probability 1/2; [B, C, H, W]."""
+def random_flip(images: torch.Tensor, generator: torch.Generator, dim: int = 3) -> torch.Tensor:
+    """Mirror each image with probability 1/2; [B, C, H, W]. dim 3: left to right | 2: top to bottom."""
     flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
-    return torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    return torch.where(flip.view(-1, 1, 1, 1), images.flip(dim), images)
 
 
-def auto_augment(images: torch.Tensor, policy: str) -> torch.Tensor:
-    """AutoAugment (Cubuk et al. 2019), a sub-policy per image; policy cifar10, imagenet or svhn."""
-    augment = v2.AutoAugment(v2.AutoAugmentPolicy(policy))
-    return torch.stack([augment(image) for image in images])
+def random_quarter_turns(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Turn each square image by 0, 1, 2 or 3 right angles; [B, C, H, H]."""
+    turns = torch.randint(4, (len(images),), generator=generator).to(images.device)
+    turned = torch.stack([images.rot90(k, (2, 3)) for k in range(4)])
+    return turned[turns, torch.arange(len(images), device=images.device)]
 
 
 def mix(

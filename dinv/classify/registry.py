@@ -6,5 +6,7 @@ LEARNERS = Registry(
     "learner",
     {
         "cnn": "dinv.classify.cnn:Cnn",
+        "finetune": "dinv.classify.finetune:Finetune",
+        "probe": "dinv.classify.probe:Probe",
     },
 )

@@ -74,6 +74,7 @@ class Plan:
         task: rows -> what a worker needs to compute them (picklable).
         unit: what the progress bar counts.
         units_per_image: how many of them an image takes.
+        quiet: show a progress bar only where something is to be computed, and remove it then.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Plan:
     task: Callable[[Sequence[int]], Any]
     unit: str = "image"
     units_per_image: int = 1
+    quiet: bool = False
 
     def parts(self) -> Iterator["Part"]:
         """Every part, in order; digests are computed as the iterator advances."""

@@ -74,14 +74,21 @@ def _writer(content: bytes) -> Callable[[Path], object]:
 
 def _bar(plan: Plan, parts: Sequence[Part], missing: Sequence[Part], pieces: Sequence[Part]) -> Any:
     left = sum(len(p.rows) for p in pieces)
-    if len(missing) < len(parts):
-        tqdm.write(f"{len(parts) - len(missing)} of {len(parts)} parts are already finished")
     known = sum(len(p.rows) for p in missing) - left
-    if known:
+    if len(missing) < len(parts) and not plan.quiet:
+        tqdm.write(f"{len(parts) - len(missing)} of {len(parts)} parts are already finished")
+    if known and not plan.quiet:
         tqdm.write(f"{known} more images are known from earlier runs")
     units = plan.units_per_image
     total = plan.num_images * units
-    return tqdm(total=total, initial=total - left * units, unit=plan.unit, mininterval=1)
+    return tqdm(
+        total=total,
+        initial=total - left * units,
+        unit=plan.unit,
+        mininterval=1,
+        leave=not plan.quiet,
+        disable=plan.quiet and not pieces,
+    )
 
 
 def _local(

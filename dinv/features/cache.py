@@ -1,25 +1,47 @@
 """Features of images, extracted once: whatever asks for them shares the finished parts."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dinv.execution.code import code_digest
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import PartStore, Plan
 from dinv.execution.run import run_parts
+from dinv.features.extractors import Extractor, load_extractor
 from dinv.features.location import locate, location_digest
 from dinv.features.params import FeatureNetwork
 from dinv.features.worker import FEATURES, Features, FeatureWorker, load_features
 from dinv.files import bytes_digest, digest_of
 from dinv.images.image_set import ImageSetReader
 
+Pixels = Callable[[Sequence[int]], NDArray[np.uint8]]  # rows -> uint8 [B, H, W, C]
 PART_SIZE = 200  # images; a constant of the format, not a setting
+
+
+class Network(Protocol):
+    """Something that has features of images."""
+
+    @property
+    def network(self) -> str:
+        """What it is called in progress bars."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of all that determines the features, but for the images; in hex."""
+        ...
+
+    def open(self, device: torch.device) -> Extractor:
+        """Load it; called once per worker, so the object is picklable."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,7 @@ class Extraction:
     @classmethod
     def of(cls, params: FeatureNetwork, local_files_only: bool = False) -> "Extraction":
         """Find the network, on the hub if need be; raises UserError when it is not there."""
-        return cls(params.network, locate(params.network, params.path, local_files_only))
+        return cls(params.network, locate(params.network, params.path, local_files_only).absolute())
 
     @cached_property
     def digest(self) -> str:
@@ -40,11 +62,15 @@ class Extraction:
         code = code_digest("dinv.features.extractors")
         return digest_of([self.network, location_digest(self.location), code])
 
+    def open(self, device: torch.device) -> Extractor:
+        """Load the network."""
+        return load_extractor(self.network, self.location, device)
+
 
 def extract(
     reader: ImageSetReader,
     rows: Sequence[int] | NDArray[np.int64],
-    extraction: Extraction,
+    network: Network,
     execution: ExecutionParams,
     output: Path | None = None,
 ) -> Features:
@@ -53,22 +79,38 @@ def extract(
     Parts are keyed by network and pixels only, so that stages share them. They are also written to `output`,
     if given, as part-00000.safetensors, part-00001.safetensors, ...
     """
-    plan = _plan(f"{extraction.network} features", reader, np.asarray(rows, np.int64), extraction.digest)
-    worker = partial(FeatureWorker, extraction.network, extraction.location.absolute(), execution)
+    chosen = np.asarray(rows, np.int64)
+
+    def pixels(rows: Sequence[int]) -> NDArray[np.uint8]:
+        return reader.take(chosen[list(rows)].tolist()).images
+
+    return _features(_plan(network, len(chosen), reader.shape, pixels), network, execution, output)
+
+
+def extract_images(images: torch.Tensor, network: Network, execution: ExecutionParams) -> Features:
+    """The same of uint8 [N, C, H, W], in memory or mapped; where all are known, no bar is shown."""
+
+    def pixels(rows: Sequence[int]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(images[list(rows)].permute(0, 2, 3, 1).cpu().numpy())
+
+    _, channels, height, width = images.shape
+    plan = _plan(network, len(images), (height, width, channels), pixels)
+    return _features(replace(plan, quiet=True), network, execution, None)
+
+
+def _features(plan: Plan, network: Network, execution: ExecutionParams, output: Path | None) -> Features:
+    worker = partial(FeatureWorker, network.open, execution)
     with tempfile.TemporaryDirectory() as temporary:
         folder = output or Path(temporary) / "features"
         run_parts(plan, PartStore("features"), FEATURES, worker, execution, folder)
         return load_features(folder)
 
 
-def _plan(name: str, reader: ImageSetReader, chosen: NDArray[np.int64], key: str) -> Plan:
-    """One item per chosen image; its digest covers the pixels and their shape, not label or id."""
-    common = digest_of([key, reader.shape]).encode()
-
-    def pixels(rows: Sequence[int]) -> NDArray[np.uint8]:
-        return reader.take(chosen[list(rows)].tolist()).images
+def _plan(network: Network, n: int, shape: tuple[int, int, int], pixels: Pixels) -> Plan:
+    """One item per image; its digest covers the pixels and their shape (H, W, C), not label or id."""
+    common = digest_of([network.digest, shape]).encode()
 
     def digests(rows: Sequence[int]) -> list[str]:
         return [bytes_digest(common, image.tobytes()) for image in pixels(rows)]
 
-    return Plan(name, len(chosen), PART_SIZE, digests, pixels)
+    return Plan(f"{network.network} features", n, PART_SIZE, digests, pixels)

@@ -14,7 +14,7 @@ from dinv.execution.device import resolve_device
 from dinv.execution.memory import FittingBatch
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import Codec, to_bytes
-from dinv.features.extractors import load_extractor
+from dinv.features.extractors import Extractor
 from dinv.files import part_paths
 
 Features = NDArray[np.float32]
@@ -23,8 +23,8 @@ Features = NDArray[np.float32]
 class FeatureWorker:
     """uint8 [B, H, W, C] -> bytes of their features, float32 [B, D]."""
 
-    def __init__(self, network: str, location: Path, execution: ExecutionParams):
-        self.extract = load_extractor(network, location, resolve_device(execution.device))
+    def __init__(self, open_network: Callable[[torch.device], Extractor], execution: ExecutionParams):
+        self.extract = open_network(resolve_device(execution.device))
         self.batch = FittingBatch(execution.micro_batch)
 
     def compute(self, images: NDArray[np.uint8], advance: Callable[[int], None]) -> bytes:

@@ -1,0 +1,75 @@
+"""Frozen networks whose features a learner classifies, named and located by its parameters."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from dinv.diffusion.features import Pooling, unet_features
+from dinv.diffusion.loading import fetch_model, load_model, model_digest
+from dinv.diffusion.params import ModelParams
+from dinv.execution.code import code_digest
+from dinv.features.cache import Extraction, Network
+from dinv.features.extractors import Extractor
+from dinv.features.params import FeatureNetwork
+from dinv.files import digest_of
+from dinv.section import Section
+
+
+class UNetFeatures(Section):
+    """The generator's own: one noised pass with the empty prompt, read at a block of the UNet.
+
+    `path`, `dtype` and `resolution` are as in section `model`.
+    """
+
+    network: Literal["unet"]
+    path: str
+    dtype: Literal["float32", "float16", "bfloat16"]
+    resolution: Annotated[int, Field(ge=8)]
+    block: Annotated[str, Field(pattern=r"^(mid|(down|up)_\d+)$")]
+    timestep: Annotated[int, Field(ge=0)]
+    pooling: Pooling
+
+
+FrozenFeatures = Annotated[FeatureNetwork | UNetFeatures, Field(discriminator="network")]
+
+
+@dataclass(frozen=True)
+class UNet:
+    """A UNet found on this machine, as dinv.features.cache wants its networks."""
+
+    features: UNetFeatures
+    folder: Path
+
+    @classmethod
+    def of(cls, features: UNetFeatures) -> "UNet":
+        """Find the model; raises UserError when it is not there."""
+        return cls(features, fetch_model(_model(features)).absolute())
+
+    @property
+    def network(self) -> str:
+        """Its name in progress bars."""
+        return self.features.network
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of weights, settings and code."""
+        settings = self.features.model_dump(exclude={"path"})
+        return digest_of([model_digest(self.folder), settings, code_digest("dinv.diffusion.features")])
+
+    def open(self, device: torch.device) -> Extractor:
+        """Load the model."""
+        f = self.features
+        return unet_features(load_model(self.folder, _model(f), device), f.block, f.timestep, f.pooling)
+
+
+def find_network(features: FeatureNetwork | UNetFeatures) -> Network:
+    """What extracts these features; raises UserError when its files are not there."""
+    return UNet.of(features) if isinstance(features, UNetFeatures) else Extraction.of(features)
+
+
+def _model(features: UNetFeatures) -> ModelParams:
+    return ModelParams(path=features.path, dtype=features.dtype, resolution=features.resolution)

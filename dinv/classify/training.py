@@ -1,0 +1,110 @@
+"""Training a network on pixels for a fixed number of steps: what learners that do so have in common."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+
+from dinv.classify.architectures import Classifier
+from dinv.classify.augment import AugmentParams, augment
+from dinv.classify.base import Advance, LabelledImages, LearnerParams
+from dinv.classify.batches import make_batches
+from dinv.execution.device import computes_bfloat16
+from dinv.section import Beta, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
+
+CURVE_POINTS = 50
+_ONLY_MIXED = {"real_fraction", "mixing", "synthetic_loss_weight"}
+
+
+class TrainingParams(LearnerParams, AugmentParams):
+    """How a network is trained."""
+
+    dtype: Literal["float32", "bfloat16"]
+    num_steps: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]
+    real_fraction: OpenFraction
+    mixing: Literal["batch", "replace"]
+    synthetic_loss_weight: PositiveFloat
+    lr: PositiveFloat
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: NonNegativeFloat
+    label_smoothing: Beta
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "TrainingParams":
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(f"warmup_steps must be below num_steps ({self.num_steps})")
+        return self
+
+
+def training_settings(params: TrainingParams, mixes: bool, device: torch.device) -> dict[str, Any]:
+    """All but the mixing, where nothing is mixed; the type that the device really computes in."""
+    exclude = {"learner", "seeds", "min_confidence", *(() if mixes else _ONLY_MIXED)}
+    return {**params.model_dump(exclude=exclude), "dtype": str(computed_dtype(params, device))}
+
+
+def computed_dtype(params: TrainingParams, device: torch.device) -> torch.dtype:
+    """bfloat16 if asked for and if the device has instructions for it, else float32."""
+    use = params.dtype == "bfloat16" and computes_bfloat16(device)
+    return torch.bfloat16 if use else torch.float32
+
+
+def learning_rate(params: TrainingParams, step: int) -> float:
+    """Linear warm-up times half a cosine from lr to 0.001 lr, as the authors' chained schedule."""
+    progress = torch.tensor(step / params.num_steps)
+    cosine = 0.001 + 0.999 * 0.5 * (1 + torch.cos(torch.pi * progress)).item()
+    warmup = min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else 1.0
+    return params.lr * warmup * cosine
+
+
+def smoothed(targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """Weighted targets [B, M] with that share of each row's sum spread over all classes."""
+    share = targets.sum(1, keepdim=True) / targets.shape[1]
+    return (1 - label_smoothing) * targets + label_smoothing * share
+
+
+def weighted_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits [B, M], mean over the batch, weighted by the sums of the rows of targets."""
+    return -(targets * F.log_softmax(logits, 1)).sum() / targets.sum()
+
+
+def train_network(
+    classifier: Classifier,
+    optimizer: torch.optim.Optimizer,
+    sources: Sequence[LabelledImages],
+    params: TrainingParams,
+    g: torch.Generator,
+    device: torch.device,
+    advance: Advance,
+    before_step: Callable[[int], None] = lambda step: None,
+) -> list[tuple[int, float]]:
+    """All steps; returns the curve of losses. The last step's weights are the result: nothing is selected.
+
+    Groups of the optimiser may have `lr_scale`, a factor of their learning rate.
+    """
+    classifier.train()
+    dtype = computed_dtype(params, device)
+    losses = []
+    for step, batch in zip(range(params.num_steps), make_batches(sources, params, g), strict=False):
+        before_step(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(params, step) * group.get("lr_scale", 1.0)
+        targets = smoothed(batch.targets.to(device), params.label_smoothing)
+        images, targets = augment(batch.images.to(device), targets, params, g)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = classifier(images).float()
+        loss = weighted_cross_entropy(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        advance(params.batch_size)
+    return _curve(torch.stack(losses).cpu())
+
+
+def _curve(losses: torch.Tensor) -> list[tuple[int, float]]:
+    interval = max(1, len(losses) // CURVE_POINTS)
+    ends = range(interval, len(losses) + 1, interval)
+    return [(end, losses[end - interval : end].mean().item()) for end in ends]
