@@ -23,7 +23,7 @@ from dinv.features.worker import FeatureWorker
 from dinv.params import parse_params, read_yaml
 
 CPU = torch.device("cpu")
-SHIPPED = {"network": "fashion", "path": str(tiny.ROOT / "models/fashion-features")}
+SHIPPED = {"network": "convnet", "path": str(tiny.ROOT / "models/fashion-features")}
 
 
 def params(**update):
