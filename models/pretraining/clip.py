@@ -105,9 +105,8 @@ def save(clip: Any, tokenizer: Any, output: Path) -> None:
 
 def load_clip(output: Path) -> tuple[Any, Any]:
     """The network and tokenizer that `save` wrote."""
-    folder, options = output / "clip", {"local_files_only": True}
-    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32, **options).eval()
-    return clip, CLIPTokenizer.from_pretrained(folder, **options)
+    clip = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32, local_files_only=True)
+    return clip.eval(), CLIPTokenizer.from_pretrained(output / "clip", local_files_only=True)
 
 
 def load_photos(args: Any, domain: Domain) -> Captioned:
