@@ -120,10 +120,9 @@ def test_the_clip_folder_is_a_feature_network(models):
 def test_training_the_decoder_alone_keeps_latents(models):
     vae = AutoencoderKL.from_pretrained(models.whole / "vae")
     assert vae.config.scaling_factor == models.first_vae.config.scaling_factor
-    same = {
-        k.split(".")[0]: torch.equal(v, models.first_vae.state_dict()[k]) for k, v in vae.state_dict().items()
-    }
-    assert same == {"encoder": True, "quant_conv": True, "decoder": False, "post_quant_conv": False}
+    before = models.first_vae.state_dict()
+    changed = {k for k, v in vae.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith(("decoder.", "post_quant_conv.")) for k in changed)
 
 
 @pytest.mark.slow
@@ -205,7 +204,7 @@ def test_text_and_tokens_go_through_the_unet_apart():
 
     def unet(noisy, t, condition):
         seen.append((t, condition))
-        return SimpleNamespace(sample=noisy * 0 + len(seen))
+        return SimpleNamespace(sample=torch.full((len(noisy),), condition.shape[1]))
 
     del model.unet
     model.unet = unet
@@ -216,8 +215,7 @@ def test_text_and_tokens_go_through_the_unet_apart():
     for length, (_, condition) in by_length.items():
         empty = (condition == 7).all((1, 2)).float().mean()
         assert 0.05 < empty < 0.15, f"{length} tokens: empty {empty}"
-    order = [1.0 if seen[0][1].shape[1] == 16 else 2.0, 2.0 if seen[0][1].shape[1] == 16 else 1.0]
-    assert predicted.flatten().tolist() == [order[0]] * 600 + [order[1]] * 400
+    assert predicted.tolist() == [16] * 600 + [5] * 400, "in the order of the images"
 
 
 def test_mosaics_are_unpacked_as_an_image_folder(data, tmp_path):
