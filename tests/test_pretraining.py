@@ -19,10 +19,11 @@ from PIL import Image
 from dinv.errors import UserError
 from dinv.images.resize import to_square
 from dinv.sources import parquet
-from models.pretraining.domain import load_domain, load_images, load_labels, symmetry
-from models.pretraining.loop import Trained, batch_ids, learning_rate
+from models.pretraining.data import load_images, load_labels
+from models.pretraining.domain import load_domain, symmetry
+from models.pretraining.loop import Trained, batch_ids, learning_rate, start_from
 from models.pretraining.sample_task import sample
-from models.pretraining.unet import Denoiser, earlier_steps, start_from
+from models.pretraining.unet import Denoiser, earlier_steps
 from models.pretraining.views import random_views
 
 DOMAINS = tiny.ROOT / "models/domains"
@@ -168,8 +169,8 @@ def test_the_learning_rate_rises_and_falls_to_zero():
 
 def test_a_start_of_other_widths_is_refused(tmp_path):
     model = tiny.save_tiny_model(tmp_path / "other")
-    with pytest.raises(UserError, match=r"--start .*other: has no UNet of this domain's widths"):
-        start_from(model, Denoiser((32, 64)))
+    with pytest.raises(UserError, match=r"--start .*other: has no unet of this domain's widths"):
+        start_from(model, "unet", Denoiser((32, 64)).unet)
 
 
 def test_a_missing_earlier_step_is_named(tmp_path):

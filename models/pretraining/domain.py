@@ -1,24 +1,18 @@
-"""What is particular to the images of one domain: a YAML file in domains/, and how its images are read."""
+"""What is particular to the images of one domain: a YAML file in domains/."""
 
-import gzip
-import io
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 import yaml
-from PIL import Image
 from pydantic import Field, ValidationError
 
 from dinv.errors import UserError
-from dinv.images.resize import to_square
 from dinv.section import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 IMAGE_SIZE = 32
 Blocks = Annotated[tuple[PositiveInt, ...], Field(min_length=2, strict=False)]
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
 class Training(Section):
@@ -50,17 +44,35 @@ class Views(Section):
     border: Literal["black", "reflection"]  # what lies beyond the image
 
 
+class HeldOut(Section):
+    """Images of a source that training leaves out: the last ones of some classes, in the source's order."""
+
+    images_per_class: PositiveInt
+    classes: Names  # first of their names
+
+
+class Source(Section):
+    """Images of one kind of file, and what text says of them."""
+
+    path: str  # below --images: a folder of mosaics (mosaics.py) or a Parquet file
+    captions: Names  # {} stands for a name of the image's class
+    held_out: HeldOut | None = None
+    unseen: str | None = None  # a further file like `path` that training does not see
+
+
 class Domain(Section):
-    """One file of domains/."""
+    """One file of domains/. With `sources` it is one of captioned images from several places."""
 
     channels: Literal[1, 3]
-    first_image: Annotated[int, Field(ge=0)]  # earlier ones are kept for labelled tasks
+    first_image: Annotated[int, Field(ge=0)] = 0  # earlier ones are kept for labelled tasks
+    sources: Annotated[tuple[Source, ...], Field(strict=False)] = ()
     symmetries: Literal[1, 2, 8]  # none, mirrored left to right, or every flip and quarter turn
     vae: Layered
     encoder: Training
     views: Views
     unet: Layered
     features: Training
+    clip: Training | None = None  # of captioned images only
 
 
 def load_domain(path: Path) -> Domain:
@@ -70,48 +82,6 @@ def load_domain(path: Path) -> Domain:
     except (OSError, yaml.YAMLError, ValidationError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: not a domain ({reason}); see models/domains/satellite.yaml") from error
-
-
-def load_images(path: Path, domain: Domain) -> torch.Tensor:
-    """The images from `first_image` on, float32 [N, C, 32, 32] in [-1, 1].
-
-    Args:
-        path: idx3 file (.gz; padded with black) or Parquet file with encoded images in column `image`
-            (resized as dinv's data stage does).
-        domain: gives the number of channels.
-    """
-    images = _from_idx(path) if path.suffix == ".gz" else _from_parquet(path, domain)
-    images = images[domain.first_image :]
-    if not len(images):
-        raise UserError(f"{path}: no image from number {domain.first_image} on; check --images and --domain")
-    return images.float() / 127.5 - 1
-
-
-def load_labels(path: Path, domain: Domain) -> torch.Tensor:
-    """Labels of the images that `load_images` gives, int64 [N]: idx1 file, or column `class`."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as file:
-            labels = np.frombuffer(file.read()[8:], np.uint8).astype(np.int64)
-    else:
-        names = pq.read_table(path, columns=["class"])["class"].to_numpy()
-        labels = np.unique(names.astype(str), return_inverse=True)[1]
-    return torch.from_numpy(labels[domain.first_image :].copy())
-
-
-def _from_idx(path: Path) -> torch.Tensor:
-    with gzip.open(path) as file:
-        raw = file.read()
-    images = torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).view(-1, 1, 28, 28)
-    return F.pad(images, (2, 2, 2, 2))
-
-
-def _from_parquet(path: Path, domain: Domain) -> torch.Tensor:
-    mode = "L" if domain.channels == 1 else "RGB"
-    images = [
-        to_square(Image.open(io.BytesIO(entry["bytes"].as_py())), IMAGE_SIZE, "center_crop", mode)
-        for entry in pq.read_table(path, columns=["image"])["image"]
-    ]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def symmetry(images: torch.Tensor, index: int) -> torch.Tensor:

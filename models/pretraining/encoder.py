@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.pretraining.domain import load_domain, load_images
+from models.pretraining.data import load_images
+from models.pretraining.domain import load_domain
 from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 from models.pretraining.views import random_views
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from dinv.features.network import FeatureNetwork
-from models.pretraining.domain import Domain, load_domain, load_images, load_labels, random_symmetries
+from models.pretraining.data import load_images, load_labels
+from models.pretraining.domain import Domain, load_domain, random_symmetries
 from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 
 SHIFT = 3  # pixels

@@ -19,13 +19,20 @@ from dinv.execution.device import computes_bfloat16
 from models.pretraining.domain import Training
 
 Model = TypeVar("Model", bound=torch.nn.Module)
+EMA_DECAY = 0.999
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 LossOf = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def argument_parser(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--domain", type=Path, required=True, help="file of models/domains")
-    parser.add_argument("--images", type=Path, required=True, help="idx3 (.gz) or Parquet file")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        help="idx3 (.gz) or Parquet file, or the folder that sources are below",
+    )
     parser.add_argument("--output", type=Path, required=True, help="model folder")
     parser.add_argument("--steps", type=int, help="instead of the domain's; may change between runs")
     parser.add_argument("--batch-size", type=int, help="instead of the domain's")
@@ -54,6 +61,16 @@ def batch_ids(num_images: int, step: int, batch_size: int) -> torch.Tensor:
     epoch, i = divmod(step, num_images // batch_size)
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(epoch))
     return order[i * batch_size : (i + 1) * batch_size]
+
+
+def start_from(folder: Path, part: str, network: torch.nn.Module) -> None:
+    """Take over a part, `vae` or `unet`, of another model: much of what it does is the same everywhere."""
+    try:
+        tensors = load_file(folder / part / WEIGHTS)
+        network.load_state_dict({k: v.float() for k, v in tensors.items()})
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--start {folder}: has no {part} of this domain's widths ({reason})") from error
 
 
 class Checkpoint:

@@ -2,8 +2,9 @@
 
 The UNet is conditioned on the tokens of the image encoder of step 2, with Gaussian noise of random
 strength on them, so that it knows what to draw in the neighbourhood of an embedding; 10 % of the
-tokens are replaced by learned "empty" tokens, the model's unconditional embedding. What ships is a
-moving average of the weights.
+tokens are replaced by learned "empty" tokens, the model's unconditional embedding. In a domain of captioned
+images half of each batch is conditioned on the text encoder's states of a caption instead, and the
+empty tokens are the first states of the empty prompt. What ships is a moving average of the weights.
 
     python -m models.pretraining.unet --domain models/domains/satellite.yaml --images pretrain.parquet \
         --output models/satellite-ldm
@@ -20,19 +21,28 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from dinv.errors import UserError
-from models.pretraining.domain import Domain, load_domain, load_images, symmetry
+from models.pretraining.data import load_captioned, load_images
+from models.pretraining.domain import Domain, load_domain, symmetry
 from models.pretraining.encoder import NUM_TOKENS, WIDTH, Contrastive
-from models.pretraining.loop import argument_parser, mixed_precision, settings, train
+from models.pretraining.loop import (
+    EMA_DECAY,
+    WEIGHTS,
+    argument_parser,
+    mixed_precision,
+    settings,
+    start_from,
+    train,
+)
+from models.pretraining.text import Captions, TextEncoder
 
 MAX_TOKEN_NOISE = 1.5  # in units of the tokens' standard deviation
-EMA_DECAY = 0.999
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+EMPTY_SHARE = 0.1
 
 
 class Denoiser(nn.Module):
-    """The UNet and the empty tokens it learns."""
+    """The UNet and its empty condition: tokens that it learns, or the states of the empty prompt, [L, D]."""
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], empty: torch.Tensor | None = None) -> None:
         super().__init__()
         levels = len(widths)
         self.unet: Any = UNet2DConditionModel(
@@ -47,13 +57,31 @@ class Denoiser(nn.Module):
             attention_head_dim=tuple(w // 32 for w in widths),  # diffusers' name for the number of heads
             norm_num_groups=16,
         )
-        self.empty = nn.Parameter(torch.randn(NUM_TOKENS, WIDTH))
+        if empty is None:
+            self.empty: torch.Tensor = nn.Parameter(torch.randn(NUM_TOKENS, WIDTH))
+        else:
+            self.register_buffer("empty", empty)
 
-    def forward(self, noisy: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        n = len(tokens)
-        tokens = tokens + MAX_TOKEN_NOISE * torch.rand(n, 1, 1) * torch.randn_like(tokens)
-        tokens = torch.where(torch.rand(n, 1, 1) < 0.1, self.empty, tokens)
-        return self.unet(noisy, t, tokens).sample.float()
+    def forward(
+        self, noisy: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor, states: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Predicted noise of images with tokens [B, K, D]; the first of them get text `states` instead.
+
+        A UNet has no mask for its condition, so K tokens and L states do not go through it together.
+        """
+        n = 0 if states is None else len(states)
+        tokens = tokens[n:]
+        tokens = tokens + MAX_TOKEN_NOISE * torch.rand(len(tokens), 1, 1) * torch.randn_like(tokens)
+        predicted = self._predict(noisy[n:], t[n:], tokens)
+        if states is None:
+            return predicted
+        return torch.cat([self._predict(noisy[:n], t[:n], states), predicted])
+
+    def _predict(self, noisy: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Some conditions are emptied: of a prompt's states dinv takes as many as there are tokens."""
+        n, length = condition.shape[:2]
+        condition = torch.where(torch.rand(n, 1, 1) < EMPTY_SHARE, self.empty[:length], condition)
+        return self.unet(noisy, t, condition).sample.float()
 
 
 def earlier_steps(output: Path) -> tuple[Path, Path]:
@@ -112,21 +140,42 @@ def noise_schedule() -> Any:
     )
 
 
-def start_from(folder: Path, model: Denoiser) -> None:
-    """Take over the UNet of another domain's model: how to denoise is much the same everywhere."""
-    try:
-        model.unet.load_state_dict({k: v.float() for k, v in load_file(folder / "unet" / WEIGHTS).items()})
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"--start {folder}: has no UNet of this domain's widths ({reason})") from error
-
-
 def save(model: Denoiser, output: Path) -> None:
-    """Write the float16 model in diffusers layout, with its empty embedding."""
+    """Write the float16 model in diffusers layout; empty tokens that it has learned lie beside it."""
     model.unet.half().save_pretrained(output / "unet")
     noise_schedule().save_pretrained(output / "scheduler")
-    empty = {"prompt_embeds": model.empty.detach().half()}
-    save_file(empty, output / "empty_prompt_embeds.safetensors")
+    stored = output / "empty_prompt_embeds.safetensors"
+    if isinstance(model.empty, nn.Parameter):
+        save_file({"prompt_embeds": model.empty.detach().half()}, stored)
+    else:
+        stored.unlink(missing_ok=True)  # dinv would take it before the text encoder
+
+
+class Examples:
+    """Everything the UNet trains on, encoded once: latents, tokens and, of captioned images, text states."""
+
+    def __init__(self, args: Any, domain: Domain) -> None:
+        encode = Encoders(args.output, domain)
+        self.text = TextEncoder(args.output) if domain.sources else None
+        data = load_captioned(args.images, domain) if domain.sources else None
+        images = load_images(args.images, domain) if data is None else data.images
+        self.num_images, self.symmetries = len(images), domain.symmetries
+        self.views = encode_all(encode, images, domain.symmetries)
+        if data and self.text:
+            self.kinds, self.captions = data.kinds, Captions(data.captions)
+            self.states = self.text(self.captions.texts)
+
+    def empty(self) -> torch.Tensor | None:
+        """States of the empty prompt, [L, D], of a model with text."""
+        return self.text([""])[0] if self.text else None
+
+    def draw(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Latents and tokens of one view of each image; states of a caption for the first half of them."""
+        drawn = torch.randint(self.symmetries, ids.shape)
+        clean, tokens = (x.float() for x in self.views[drawn * self.num_images + ids])
+        if not self.text:
+            return clean, tokens, None
+        return clean, tokens, self.states[self.captions.draw(self.kinds[ids[: len(ids) // 2]])]
 
 
 def main() -> None:
@@ -135,25 +184,23 @@ def main() -> None:
     args = parser.parse_args()
     domain = load_domain(args.domain)
     torch.manual_seed(0)
-    images = load_images(args.images, domain)
-    views = encode_all(Encoders(args.output, domain), images, domain.symmetries)
+    examples = Examples(args, domain)
     scheduler = noise_schedule()
-    model = Denoiser(domain.unet.block_out_channels)
+    model = Denoiser(domain.unet.block_out_channels, examples.empty())
     if args.start:
-        start_from(args.start, model)
+        start_from(args.start, "unet", model.unet)
     model.to(memory_format=torch.channels_last)
 
     def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        drawn = torch.randint(domain.symmetries, ids.shape)
-        clean, tokens = (x.float() for x in views[drawn * len(images) + ids])
+        clean, tokens, states = examples.draw(ids)
         noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(ids),))
         noisy = scheduler.add_noise(clean, noise, t)
         with mixed_precision():
-            loss = (model(noisy, t, tokens) - noise).square().mean()
+            loss = (model(noisy, t, tokens, states) - noise).square().mean()
         return loss, loss.detach()
 
     training = settings(domain.unet, args)
-    average = train(model, loss_of, len(images), "unet", training, args, ema_decay=EMA_DECAY)
+    average = train(model, loss_of, examples.num_images, "unet", training, args, ema_decay=EMA_DECAY)
     save(average, args.output)
 
 
