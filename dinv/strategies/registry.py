@@ -5,6 +5,7 @@ from dinv.section import Registry
 STRATEGIES = Registry(
     "strategy",
     {
+        "class_name_prompt": "dinv.strategies.class_name_prompt:ClassNamePrompt",
         "diffusion_inversion": "dinv.strategies.diffusion_inversion:DiffusionInversion",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
     },
