@@ -7,6 +7,7 @@ STRATEGIES = Registry(
     {
         "class_name_prompt": "dinv.strategies.class_name_prompt:ClassNamePrompt",
         "diffusion_inversion": "dinv.strategies.diffusion_inversion:DiffusionInversion",
+        "genie": "dinv.strategies.genie:Genie",
         "image_to_image": "dinv.strategies.image_to_image:ImageToImage",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
     },
