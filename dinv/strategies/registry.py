@@ -6,6 +6,7 @@ STRATEGIES = Registry(
     "strategy",
     {
         "class_name_prompt": "dinv.strategies.class_name_prompt:ClassNamePrompt",
+        "diff_ii": "dinv.strategies.diff_ii:DiffII",
         "diff_mix": "dinv.strategies.diff_mix:DiffMix",
         "diffusion_inversion": "dinv.strategies.diffusion_inversion:DiffusionInversion",
         "genie": "dinv.strategies.genie:Genie",
