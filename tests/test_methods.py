@@ -1,5 +1,6 @@
 """Strategies of the field: what holds for every one, and each against diffusers or its equation."""
 
+import copy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import tiny
 import tiny_methods as methods
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     StableDiffusionImg2ImgPipeline,
@@ -17,11 +19,16 @@ from pydantic import ValidationError
 from tiny_methods import make, plan, render
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from dinv.diffusion.bottleneck import bottleneck_noise
+from dinv.diffusion.ddim import ddim_invert, inversion_timesteps, step_mean, variance, x0_and_eps
+from dinv.diffusion.sampling import Guidance, sample, timesteps
 from dinv.diffusion.text import load_text_encoder, prompt_for
 from dinv.errors import UserError
 from dinv.inversion.class_embeddings import ClassEmbeddings, ClassEmbeddingsParams, learn_class, make_plan
 from dinv.inversion.invert import ImageStream
 from dinv.strategies.cost import unet_passes
+from dinv.strategies.diff_ii import circle
+from dinv.strategies.dreamda import posterior_sample
 from dinv.strategies.edits import other_class
 from dinv.strategies.from_image import first_step
 from dinv.strategies.from_noise import start_latents
@@ -263,7 +270,8 @@ def test_diff_mix_labels_follow_the_strength(model, real):
 )
 def test_the_cost_that_is_reported_is_what_the_unet_computes(model, real, scheduler, scale, monkeypatch):
     settings = {"scheduler": scheduler, "guidance_scale": scale}
-    for name in ("class_name_prompt", "image_to_image"):
+    names = ["class_name_prompt", "image_to_image"] + ["diff_ii", "dreamda"] * (scheduler == "ddim")
+    for name in names:
         strategy = make(name, real, model, **settings)
         draws, rows, forward = plan(strategy), [], model.unet.forward
         monkeypatch.setattr(
@@ -346,3 +354,159 @@ def test_class_embeddings_are_written_and_read(model, real, tmp_path, monkeypatc
     methods.save_embeddings(tmp_path / "images", torch.zeros(2, 3, 16), [0, 0], ["a", "b"])
     with pytest.raises(UserError, match="one per class"):
         make("image_to_image", real, model, tmp_path / "images", prompt=None)
+
+
+# Diff-II.
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_inversion_is_that_of_diffusers(model, v_model, kind, spacing):
+    model = copy.copy(model if kind == "epsilon" else v_model)
+    model.schedule = {**model.schedule, "timestep_spacing": spacing}
+    z0, c = latents(2), torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
+    scheduler = DDIMInverseScheduler.from_config(model.schedule, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(5)
+    expected = z0
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            expected = scheduler.step(model.unet(expected, t, c).sample, t, expected).prev_sample
+    ours = ddim_invert(model, z0, c, inversion_timesteps(model, 5, 5))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_finer_inversion_comes_back_nearer_to_the_image(model):
+    z0, c = latents(2), torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
+    errors = []
+    for n in (20, 80):
+        start = ddim_invert(model, z0, c, inversion_timesteps(model, n, 2 * n))
+        assert inversion_timesteps(model, n, 2 * n)[-1] == timesteps(model, "ddim", n)[0]
+        back = sample(model, start, "ddim", n, lambda i, t: Guidance(None, ((c, 1.0),)))
+        errors.append((back - z0).square().mean())
+    assert errors[1] < errors[0] / 3 < 0.15
+
+
+def test_circle_is_the_papers_equation_and_stays_on_the_circle():
+    z1, z2 = latents(3), latents(3, seed=8)
+    z2 = z2 * (z1.flatten(1).norm(dim=1) / z2.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    theta = torch.cosine_similarity(z1.flatten(1), z2.flatten(1)).arccos()
+    for u in (0.0, 0.3, 2.5):
+        a, b = (((1 + u) * theta).sin() / theta.sin(), (u * theta).sin() / theta.sin())
+        expected = a.view(-1, 1, 1, 1) * z1 - b.view(-1, 1, 1, 1) * z2
+        found = circle(z1, z2, u * theta)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found.flatten(1).norm(dim=1), z1.flatten(1).norm(dim=1), rtol=1e-4, atol=1e-3
+        )
+    torch.testing.assert_close(circle(z1, z2, 2 * torch.pi - theta), z2, rtol=1e-4, atol=1e-3)
+    assert torch.equal(circle(z1, z1, torch.ones(3)), z1)
+
+
+def test_partners_are_of_the_same_class_never_the_image_and_a_lonely_image_is_refused(model, real, tmp_path):
+    draws = plan(make("diff_ii", real, model, num_images_per_source=20))
+    label_of = dict(zip(real.ids, real.labels.tolist(), strict=True))
+    for d in draws:
+        assert (
+            d.facts["partner_id"] != d.source_id and label_of[d.facts["partner_id"]] == label_of[d.source_id]
+        )
+    assert len({d.facts["partner_id"] for d in draws if d.source_id == "image-0"}) == 2
+    assert abs(sum(d.facts["angle"] for d in draws) / len(draws) - torch.pi) < 0.6
+    with pytest.raises(UserError, match=r"'image-2' is the only one of its class.*add images"):
+        make("diff_ii", methods.save_real(tmp_path / "lonely", labels=[0, 0, 1]), model)
+
+
+def test_the_suffix_rules_the_noisier_steps_only(model, real):
+    strategy = make("diff_ii", real, model)
+    inputs, renderer = strategy.inputs(plan(strategy)[:2]), strategy.renderer()
+    stages = renderer._stages(model, inputs)
+    used = [stages(i, t).terms[0][0] for i, t in enumerate(timesteps(model, "ddim", 4))]
+    suffixed = [torch.equal(c, inputs["suffixed_embeds"]) for c in used]
+    assert suffixed == [t >= 500 for t in timesteps(model, "ddim", 4)] == [True, True, False, False]
+    encoder = load_text_encoder(model, "test")
+    prompts = [f"{d.facts['prompt']} {d.facts['suffix']}" for d in plan(strategy)[:2]]
+    assert torch.equal(inputs["suffixed_embeds"], encoder.embeds(prompts))
+
+
+def test_options_of_diff_ii_that_have_no_effect_are_refused(model, real, class_bank):
+    for update, message in (
+        ({"num_inversion_steps": 6}, "multiple of num_inference_steps"),
+        ({"suffixes": []}, "go together"),
+        ({"prompt": None}, "need a prompt"),
+        ({"scheduler": "pndm"}, "ddim"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            make("diff_ii", real, model, **update)
+    plain = make("diff_ii", real, model, class_bank, prompt=None, suffixes=[], suffix_fraction=0.0)
+    assert render(plain, model, plan(plain)[:2]).shape == (2, 16, 16, 3)
+
+
+# DreamDA.
+
+
+def test_encoder_and_decoder_give_the_image_back_where_nothing_is_changed(model, real):
+    strategy = make("dreamda", real, model, bottleneck_std=0.0, guidance_scale=1.0)
+    inputs = strategy.inputs(plan(strategy)[:3])
+    inputs["prompt_embeds"] = inputs["negative_prompt_embeds"]
+    found = strategy.renderer().latents(model, inputs)
+    torch.testing.assert_close(found, model.encode(inputs["images"]).mean, rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_is_that_of_diffusers_with_eta_one(model, v_model):
+    for m in (model, v_model):
+        scheduler = DDIMScheduler.from_config(m.schedule, clip_sample=False, set_alpha_to_one=False)
+        scheduler.set_timesteps(4)
+        t, z, noise = scheduler.timesteps[1], latents(2), latents(2, seed=4)
+        output = latents(2, seed=3)
+        expected = scheduler.step(output, t, z, eta=1.0, variance_noise=noise).prev_sample
+        abar_t, abar_s = m.alphas_cumprod[t], m.alphas_cumprod[t - 250]
+        sigma2 = variance(abar_t, abar_s)
+        ours = step_mean(*x0_and_eps(m, z, output, abar_t), abar_s, sigma2) + sigma2.sqrt() * noise
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_path_of_the_image_has_the_noise_of_its_timesteps():
+    """q(z_s | z_t, z_0) marginalised over q(z_t | z_0) is q(z_s | z_0), DDIM's lemma 1."""
+    z0, abar_t, abar_s = torch.full((4000, 1, 1, 1), 2.0), torch.tensor(0.3), torch.tensor(0.7)
+    g = torch.Generator().manual_seed(0)
+    z_t = abar_t.sqrt() * z0 + (1 - abar_t).sqrt() * torch.randn(z0.shape, generator=g)
+    z_s = posterior_sample(z0, z_t, abar_t, abar_s, torch.randn(z0.shape, generator=g))
+    assert abs(z_s.mean() - abar_s.sqrt() * 2) < 0.03 and abs(z_s.var() - (1 - abar_s)) < 0.03
+
+
+def test_bottleneck_noise_is_in_units_of_the_features(model):
+    features = []
+    keep = model.unet.mid_block.register_forward_hook(lambda m, a, h: features.append(h.detach()))
+    z, t, c = latents(2), torch.tensor([500, 500]), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        model.unet(z, t, c)
+        keep.remove()
+        with bottleneck_noise(model.unet, 2, 3.0, lambda i, shape: torch.ones(shape)):
+            after = model.unet.mid_block.register_forward_hook(lambda m, a, h: features.append(h.detach()))
+            model.unet(z, t, c)
+            after.remove()
+    plain, noisy = features
+    added = 3 * plain.flatten(1).std(1)
+    torch.testing.assert_close((noisy - plain).flatten(1).mean(1), added, rtol=1e-3, atol=1e-3)
+    assert not model.unet.mid_block._forward_hooks
+
+
+def test_each_pass_has_its_own_bottleneck_noise_and_the_source_has_none(model, real, monkeypatch):
+    strategy, seen = make("dreamda", real, model), []
+    from dinv.strategies import dreamda
+
+    def spy(unet, num_images, scale, noise):
+        def record(which, shape):
+            xi = noise(which, shape)
+            seen.append((which, xi))
+            return xi
+
+        return bottleneck_noise(unet, num_images, scale, record)
+
+    monkeypatch.setattr(dreamda, "bottleneck_noise", spy)
+    render(strategy, model, plan(strategy)[:2])
+    assert [which for which, _ in seen] == [0, 1] * 3  # three steps, base and condition
+    assert len({xi.flatten()[0].item() for _, xi in seen}) == 6
+
+
+def latents(n, seed=0):
+    return torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))

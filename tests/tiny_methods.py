@@ -16,7 +16,7 @@ from dinv.strategies.base import Material
 from dinv.strategies.registry import STRATEGIES
 
 CLASS_NAMES = ["cat", "dog_house", "eel"]
-LABELS = [0, 1, 2, 0, 1, 2, 0]
+LABELS = [0, 1, 2, 0, 1, 2, 0]  # every class twice at least: partners
 PROMPT = "a photo of a {class}"
 SAMPLER = {"guidance_scale": 2.0, "scheduler": "ddim", "num_inference_steps": 4, "seed": 0}
 VARIANTS = {**SAMPLER, "prompt": PROMPT, "num_images_per_source": 2}
@@ -27,6 +27,13 @@ BLOCKS = {
     "image_to_image": EDIT,
     "genie": EDIT,
     "diff_mix": {**EDIT, "gamma": 0.8},
+    "diff_ii": {
+        **VARIANTS,
+        "num_inversion_steps": 8,
+        "suffixes": ["in snow", "at night"],
+        "suffix_fraction": 0.5,
+    },
+    "dreamda": {**VARIANTS, "strength": 0.75, "bottleneck_std": 0.5},
 }
 
 

@@ -9,6 +9,7 @@ STRATEGIES = Registry(
         "diff_ii": "dinv.strategies.diff_ii:DiffII",
         "diff_mix": "dinv.strategies.diff_mix:DiffMix",
         "diffusion_inversion": "dinv.strategies.diffusion_inversion:DiffusionInversion",
+        "dreamda": "dinv.strategies.dreamda:DreamDA",
         "genie": "dinv.strategies.genie:Genie",
         "image_to_image": "dinv.strategies.image_to_image:ImageToImage",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
