@@ -5,6 +5,7 @@ from dinv.section import Registry
 METHODS = Registry(
     "method",
     {
+        "class_embeddings": "dinv.inversion.class_embeddings:ClassEmbeddings",
         "image_embeddings": "dinv.inversion.image_embeddings:ImageEmbeddings",
     },
 )

@@ -5,7 +5,13 @@ from dinv.section import Registry
 STRATEGIES = Registry(
     "strategy",
     {
+        "class_name_prompt": "dinv.strategies.class_name_prompt:ClassNamePrompt",
+        "diff_ii": "dinv.strategies.diff_ii:DiffII",
+        "diff_mix": "dinv.strategies.diff_mix:DiffMix",
         "diffusion_inversion": "dinv.strategies.diffusion_inversion:DiffusionInversion",
+        "dreamda": "dinv.strategies.dreamda:DreamDA",
+        "genie": "dinv.strategies.genie:Genie",
+        "image_to_image": "dinv.strategies.image_to_image:ImageToImage",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
     },
 )
