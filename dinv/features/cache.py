@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from dinv.features.location import locate, location_digest
 from dinv.features.params import FeatureNetwork
 from dinv.features.worker import FEATURES, Features, FeatureWorker, load_features
 from dinv.files import bytes_digest, digest_of
-from dinv.images.image_set import ImageSetReader
+from dinv.images.image_set import ImageSet
 
 PART_SIZE = 200  # images; a constant of the format, not a setting
 
@@ -41,8 +42,23 @@ class Extraction:
         return digest_of([self.network, location_digest(self.location), code])
 
 
+class Pictures(Protocol):
+    """Images that are read by rows: an ImageSetReader, or a pool of other ones."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int]) -> ImageSet:
+        """The given rows."""
+        ...
+
+
 def extract(
-    reader: ImageSetReader,
+    reader: Pictures,
     rows: Sequence[int] | NDArray[np.int64],
     extraction: Extraction,
     execution: ExecutionParams,
@@ -61,7 +77,7 @@ def extract(
         return load_features(folder)
 
 
-def _plan(name: str, reader: ImageSetReader, chosen: NDArray[np.int64], key: str) -> Plan:
+def _plan(name: str, reader: Pictures, chosen: NDArray[np.int64], key: str) -> Plan:
     """One item per chosen image; its digest covers the pixels and their shape, not label or id."""
     common = digest_of([key, reader.shape]).encode()
 
