@@ -14,5 +14,6 @@ STRATEGIES = Registry(
         "genie_ada": "dinv.strategies.genie_ada:GenieAda",
         "image_to_image": "dinv.strategies.image_to_image:ImageToImage",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
+        "retrieval": "dinv.strategies.retrieval:Retrieval",
     },
 )
