@@ -11,13 +11,15 @@ from tqdm import tqdm
 from dinv.diffusion.loading import fetch_model, model_digest
 from dinv.diffusion.params import ModelParams
 from dinv.files import write_json
-from dinv.images.image_set import ROWS_PER_GROUP, ImageSetWriter
+from dinv.images.fingerprint import write_fingerprints
+from dinv.images.image_set import ROWS_PER_GROUP, ImageSetReader, ImageSetWriter
 from dinv.sources.params import DataParams
 from dinv.sources.task import Split, load_task
 from stages.frozen_model import RECORD
 from stages.runner import run
 
 FOLDER = Path("data/real")
+FINGERPRINTS = Path("data/fingerprints.txt")  # of held-out images: a strategy may refuse copies of them
 
 
 def main(data: DataParams, model: ModelParams) -> None:
@@ -27,6 +29,9 @@ def main(data: DataParams, model: ModelParams) -> None:
     write(task.train, both, "train")
     write(task.val, {FOLDER / "val": data.resolution}, "val")
     write(task.test, {FOLDER / "test": data.resolution}, "test")
+    readers = [ImageSetReader(FOLDER / name) for name in ("val", "test")]
+    pieces = (piece.images for reader in readers for piece in reader.pieces(range(len(reader))))
+    write_fingerprints(pieces, FINGERPRINTS)
     write_json(RECORD, {"path": model.path, "sha256": model_digest(folder)})
 
 

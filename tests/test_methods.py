@@ -1,9 +1,13 @@
 """Strategies of the field: what holds for every one, and each against diffusers or its equation."""
 
 import copy
+import json
+import pickle
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import tiny_methods as methods
@@ -15,24 +19,49 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
+from sklearn.neighbors import NearestNeighbors
 from tiny_methods import make, plan, render
-from transformers import CLIPTextModel, CLIPTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from dinv.diffusion.bottleneck import bottleneck_noise
 from dinv.diffusion.ddim import ddim_invert, inversion_timesteps, step_mean, variance, x0_and_eps
 from dinv.diffusion.sampling import Guidance, sample, timesteps
+from dinv.diffusion.sentences import SentenceModel
 from dinv.diffusion.text import load_text_encoder, prompt_for
 from dinv.errors import UserError
+from dinv.features.extractors import load_extractor
+from dinv.features.params import FeatureNetwork
+from dinv.features.watched import FrozenNetwork
+from dinv.features.zero_shot import ZeroShot
+from dinv.images.fingerprint import fingerprints, nearest_distance, read_fingerprints, write_fingerprints
+from dinv.images.image_set import save_image_set
 from dinv.inversion.class_embeddings import ClassEmbeddings, ClassEmbeddingsParams, learn_class, make_plan
 from dinv.inversion.invert import ImageStream
+from dinv.inversion.prompt_bank import PromptBank, PromptBankParams, read_prompts
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.diff_ii import circle
 from dinv.strategies.dreamda import posterior_sample
 from dinv.strategies.edits import other_class
 from dinv.strategies.from_image import first_step
 from dinv.strategies.from_noise import start_latents
+from dinv.strategies.genie_ada import after_largest_jump
+from dinv.strategies.pool import Pool
 from dinv.strategies.registry import STRATEGIES
+from dinv.strategies.retrieval import nearest
 from dinv.strategies.worker import image_digests
 
 NEW = sorted(methods.BLOCKS)
@@ -43,6 +72,16 @@ OF_IMAGES = [name for name in NEW if "num_images_per_source" in methods.BLOCKS[n
 def model(text_model_folder, tmp_path_factory):
     folder = methods.save_reading_model(text_model_folder, tmp_path_factory.mktemp("reading") / "model")
     return tiny.load_tiny(folder)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return methods.save_workplace(tmp_path_factory.mktemp("workplace"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_workplace(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +140,7 @@ def test_more_images_only_append_and_keep_their_digests(model, real, name):
     assert image_digests(many, plan(many)[: len(few)], []) == image_digests(few, plan(few), [])
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", [n for n in NEW if "seed" in methods.BLOCKS[n]])
 def test_the_seed_changes_every_image(model, real, name):
     a, b = (make(name, real, model, seed=seed) for seed in (0, 1))
     assert not set(image_digests(a, plan(a), [])) & set(image_digests(b, plan(b), []))
@@ -116,7 +155,7 @@ def test_draws_have_the_same_facts_and_the_grid_has_rows(model, real, name):
     assert all(len(shown) and len(label) for label, shown in strategy.previews())
 
 
-@pytest.mark.parametrize("name", [n for n in NEW if "prompt" in methods.BLOCKS[n]])
+@pytest.mark.parametrize("name", [n for n in NEW if n != "retrieval"])
 def test_a_model_without_text_encoder_is_refused_in_one_line(grey_model_folder, real, name):
     model = tiny.load_tiny(grey_model_folder)
     with pytest.raises(UserError, match=rf"^{name}: needs prompts, and model.path = .* no text encoder; use"):
@@ -506,6 +545,260 @@ def test_each_pass_has_its_own_bottleneck_noise_and_the_source_has_none(model, r
     render(strategy, model, plan(strategy)[:2])
     assert [which for which, _ in seen] == [0, 1] * 3  # three steps, base and condition
     assert len({xi.flatten()[0].item() for _, xi in seen}) == 6
+
+
+# Retrieval.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 9), st.integers(0, 9))
+def test_neighbours_in_chunks_are_those_of_scikit_learn(num_pool, num_queries, chunk, seed):
+    rng = np.random.default_rng(seed)
+    pool, queries = (rng.normal(size=(n, 4)).astype(np.float32) for n in (num_pool, num_queries))
+    pool, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (pool, queries))
+    k = min(3, num_pool)
+    rows, cosines = nearest(queries, pool, k, chunk)
+    distances, _ = NearestNeighbors(n_neighbors=k, metric="cosine").fit(pool).kneighbors(queries)
+    np.testing.assert_allclose(cosines, 1 - distances, atol=2e-5)
+    np.testing.assert_allclose(cosines, np.take_along_axis(queries @ pool.T, rows, 1), atol=2e-5)
+    assert all(len(set(row)) == k for row in rows.tolist())
+
+
+def test_of_equally_near_images_the_first_is_taken_whatever_the_chunk():
+    pool = np.tile(np.float32([[1, 0]]), (7, 1))
+    for chunk in (1, 3, 10):
+        assert nearest(pool[:1], pool, 3, chunk)[0].tolist() == [[0, 1, 2]]
+
+
+def test_retrieval_takes_the_nearest_of_the_pool_and_refuses_and_counts_near_duplicates(real, capsys):
+    strategy = make("retrieval", real, None)
+    said = "".join(capsys.readouterr())
+    assert "retrieval: 1 of 10 pool images are near-duplicates of test or validation images" in said
+    draws, pool = plan(strategy), Pool(Path("pool"), (16, 16, 3), "squash")
+    assert len(pool) == 10 and "deeper/copy.jpg" in pool.ids
+    assert all(d.facts["pool_id"] != "deeper/copy.jpg" and d.facts["num_refused"] == 1 for d in draws)
+    extract = load_extractor("fashion", tiny.ROOT / "models/fashion-features", torch.device("cpu"))
+    ids = [i for i in pool.ids if i != "deeper/copy.jpg"]
+    a = extract(real.take(range(7)).images)
+    b = extract(pool.take([pool.ids.index(i) for i in ids]).images)
+    cosine = torch.cosine_similarity(a[:, None], b[None], dim=2)
+    for d in draws[:7]:
+        row = cosine[real.ids.index(d.source_id)]
+        assert d.facts["pool_id"] == ids[int(row.argmax())] and d.facts["similarity"] == pytest.approx(
+            row.max().item(), abs=2e-5
+        )
+        assert d.label == real.labels[real.ids.index(d.source_id)] and d.facts["variant"] == 0
+    expected = pool.take([pool.ids.index(d.facts["pool_id"]) for d in draws]).images
+    assert (render(strategy, None).numpy() == expected).all() and not strategy.renderer().uses_model
+
+
+def test_a_pool_of_parquet_files_is_read_like_one_of_pictures(tmp_path, real):
+    pool = Pool(Path("pool"), (20, 20, 3), "squash")
+    rows = [i for i, name in enumerate(pool.ids) if name.endswith(".png")]
+    save_image_set(pool.take(rows), tmp_path / "pool")
+    stored = Pool(tmp_path / "pool", (16, 16, 3), "squash")
+    assert (
+        stored.take([3, 0]).images
+        == Pool(Path("pool"), (16, 16, 3), "squash").take([rows[3], rows[0]]).images
+    ).all()
+    assert len(make("retrieval", real, None, tmp_path / "pool")) == 14
+
+
+def test_a_pool_that_cannot_be_used_is_refused(tmp_path, real):
+    for folder, message in (
+        (Path("nothing"), "no such folder"),
+        (Path("data/real/test"), "pipeline's own images"),
+        (tmp_path, "no pictures"),
+    ):
+        Path("data/real/test").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            make("retrieval", real, None, folder)
+    with pytest.raises(
+        UserError, match="9 of 10 images of pool can be used, fewer than num_images_per_source = 10"
+    ):
+        make("retrieval", real, None, num_images_per_source=10)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"bad\.parquet: damaged"):
+        make("retrieval", real, None, tmp_path)
+
+
+def test_fingerprints_know_copies_and_tell_others_apart(tmp_path):
+    images = methods.clothes(40)
+    known = fingerprints(images)
+    assert known.shape == (40, 32) and (nearest_distance(known, known) == 0).all()
+    larger, brighter = methods.resized(images, 56), np.clip(images * 0.9, 0, 255).astype(np.uint8)
+    for copies in (larger, brighter, images.repeat(3, axis=3)):
+        assert (nearest_distance(fingerprints(copies), known) <= 24).all()
+    others = fingerprints(methods.clothes(200, skip=40))
+    assert (nearest_distance(others, known) > 24).all()
+    write_fingerprints([images[:15], images[15:]], tmp_path / "f.txt")
+    assert set(map(bytes, read_fingerprints(tmp_path / "f.txt"))) == set(map(bytes, known))
+    (tmp_path / "f.txt").write_text("abc\n")
+    for path in (tmp_path / "f.txt", tmp_path / "g.txt"):
+        with pytest.raises(UserError, match="missing or damaged; run dvc repro download"):
+            read_fingerprints(path)
+
+
+# GeNIe-Ada.
+
+
+def test_the_strength_after_the_largest_jump_is_chosen():
+    source, target = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+    # Only the way to the target counts, which is the first axis.
+    edits = torch.tensor([[[0.1, 9.0], [0.2, -9.0], [0.9, 0.0], [1.0, 5.0]]])
+    assert after_largest_jump(edits, source, target).tolist() == [2]
+    back = torch.tensor([[[1.0, 0.0], [0.8, 0.0], [0.2, 0.0], [0.15, 0.0]]])  # a jump back is none
+    assert after_largest_jump(back, source, target).tolist() == [3]
+
+
+def test_genie_ada_takes_one_of_the_edits_of_genie(model, real):
+    """The same edits, compared by hand in float64."""
+    strategy = make("genie_ada", real, model, num_images_per_source=1)
+    draws = plan(strategy)
+    fixed = []
+    for r in (0.25, 0.5, 1.0):
+        genie = make("genie", real, model, num_images_per_source=1, strengths=[r])
+        assert [(d.id, d.label) for d in plan(genie)] == [(d.id, d.label) for d in draws]
+        fixed.append(render(genie, model))
+    extract = load_extractor("fashion", tiny.ROOT / "models/fashion-features", torch.device("cpu"))
+    f = lambda x: torch.nn.functional.normalize(extract(np.asarray(x)).double(), dim=1)  # noqa: E731
+    of_real = f(real.take(range(7)).images)
+    chosen = render(strategy, model)
+    for i, d in enumerate(draws):
+        v = of_real[torch.tensor(real.labels == d.label)].mean(0) - of_real[real.ids.index(d.source_id)]
+        projections = torch.stack([f(x[i : i + 1])[0] @ v for x in fixed])
+        best = int((projections[1:] - projections[:-1]).argmax()) + 1
+        assert (chosen[i].int() - fixed[best][i].int()).abs().max() <= 1
+    assert draws[0].facts["unet_passes"] == 2 * (1 + 2 + 4)
+
+
+def test_networks_must_lie_where_dvc_sees_them(real, model):
+    for path in ("models/other", "../models/pretrained/x", "/models/pretrained/x", "models/pretrained/../x"):
+        with pytest.raises(ValidationError, match="DVC would not see when it changes"):
+            make("genie_ada", real, model, features={"network": "clip", "path": path})
+
+
+def test_a_network_is_known_by_its_files_not_by_its_place(tmp_path):
+    params = FeatureNetwork(network="fashion", path="models/fashion-features")
+    shutil.copytree("models/fashion-features", tmp_path / "copy")
+    a, b = (
+        FrozenNetwork.of(params),
+        FrozenNetwork.of(params.model_copy(update={"path": str(tmp_path / "copy")})),
+    )
+    assert asdict(a) == asdict(b) and a == b and a.place != b.place
+    assert pickle.loads(pickle.dumps(b)).place == b.place
+
+
+# LECF.
+
+
+def test_zero_shot_probabilities_are_clips_own():
+    prompts, images = ["a photo of a cat", "a dog", "an eel that is long"], tiny.random_images(4, side=40)
+    clip = ZeroShot(Path("models/pretrained/clip"), prompts, torch.device("cpu"))
+    model = CLIPModel.from_pretrained("models/pretrained/clip")
+    tokens = CLIPTokenizer.from_pretrained("models/pretrained/clip")(
+        prompts, padding=True, return_tensors="pt"
+    )
+    pixels = CLIPImageProcessor.from_pretrained("models/pretrained/clip")(list(images), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**tokens, **pixels).logits_per_image.softmax(1)
+    torch.testing.assert_close(clip.probabilities(images), expected)
+    assert clip.probabilities(images[:2, ..., :1]).shape == (2, 3)
+    with pytest.raises(UserError, match="not a CLIP model"):
+        ZeroShot(Path("models/fashion-features"), prompts, torch.device("cpu"))
+
+
+class Judge:
+    """Gives the given probabilities, in the order of the calls and rows, and remembers how many it saw."""
+
+    def __init__(self, *answers):
+        self.answers, self.seen = list(answers), []
+
+    def probabilities(self, images):
+        self.seen.append(len(images))
+        return torch.tensor([[p, 1 - p, 0.0] for p in self.answers.pop(0)])
+
+
+@pytest.mark.parametrize(
+    ("rule", "answers", "seen", "kept"),
+    [
+        ("rank", ([0.2, 0.9], [0.3, 0.1], [0.25, 0.95]), [2, 2, 2], [1, 2]),
+        ("probability", ([0.2, 0.9], [0.4], []), [2, 1], [1, 0]),  # above 1/3: accepted, not tried again
+        ("probability", ([0.2, 0.3], [0.1, 0.4], [0.3]), [2, 2, 1], [2, 1]),
+        ("probability", ([0.3, 0.2], [0.2, 0.1], [0.1, 0.3]), [2, 2, 2], [0, 2]),  # none above: the likeliest
+    ],
+)
+def test_the_filter_keeps_the_right_candidate(model, real, rule, answers, seen, kept):
+    clip = {**methods.BLOCKS["lecf"]["clip"], "rule": rule, "num_candidates": 3}
+    strategy = make("lecf", real, model, clip=clip)
+    draws = [d for d in plan(strategy) if d.label == 0][:2]
+    inputs, renderer, judge = strategy.inputs(draws), strategy.renderer(), Judge(*answers)
+    images = renderer.choose(model, judge, inputs).int()
+    assert judge.seen == seen
+    for i, candidate in enumerate(kept):
+        one = {k: v[i : i + 1] for k, v in inputs.items() if k != "label"}
+        expected = renderer.render(model, {**one, "noise_seed": one["noise_seed"][:, candidate]}).int()
+        assert (images[i] - expected[0]).abs().max() <= 1
+
+
+def test_lecf_uses_every_prompt_in_turn_and_without_filter_is_plain_sampling(model, real):
+    strategy = make("lecf", real, model, clip=None)
+    cats = [d for d in plan(strategy) if d.label == 0]
+    assert [d.facts["prompt"] for d in cats] == ["cat 0", "cat 1", "cat 0"]
+    assert type(strategy.renderer()).__name__ == "FromNoise" and cats[0].facts["unet_passes"] == 8
+    assert plan(make("lecf", real, model))[0].facts["unet_passes"] == 16
+
+
+def bank_params(**update):
+    block = {"method": "prompt_bank", "prefix": "a photo of", "num_prompts": 20, "language_model": None}
+    return PromptBankParams.model_validate({**block, "num_samples": 25, "seed": 0, **update})
+
+
+def test_a_bank_of_templates_may_be_edited_and_damage_is_named(real, tmp_path):
+    assert PromptBank.learn(bank_params(), real, None, tmp_path) == []
+    path = tmp_path / "prompts.json"
+    bank = json.loads(path.read_text())
+    assert list(bank) == methods.CLASS_NAMES and all(len(set(v)) == 20 for v in bank.values())
+    assert all("dog house" in text and "a photo of" in text for text in bank["dog_house"])
+    path.write_text(json.dumps({**bank, "eel": ["my own eel"]}))
+    assert read_prompts(tmp_path, methods.CLASS_NAMES)[2] == ["my own eel"]
+    for text, message in (
+        ("{", "not JSON"),
+        (json.dumps({"cat": ["x"]}), "no prompts for class 'dog_house'; add them"),
+        (json.dumps({**bank, "eel": []}), "'eel' needs a list of prompts"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_prompts(tmp_path, methods.CLASS_NAMES)
+    with pytest.raises(UserError, match=r"there are \d+ templates; lower it, or set language_model"):
+        PromptBank.learn(bank_params(num_prompts=9999), real, None, tmp_path)
+
+
+def save_sentence_model(folder):
+    words = ["<pad>", "</s>", "<unk>", "cat", "eel", "dog", "house", "runs", "sleeps", "in", "snow"]
+    tokens = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokens.pre_tokenizer = Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokens, **special).save_pretrained(folder)
+    small = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    T5ForConditionalGeneration(T5Config(vocab_size=len(words), **small, **ids)).save_pretrained(folder)
+    return folder
+
+
+def test_a_language_model_writes_the_same_sentences_for_a_seed_without_repetitions(real, workplace, tmp_path):
+    save_sentence_model(workplace / "models/pretrained/t5")
+    banks = []
+    for i, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(i)
+        params = bank_params(language_model="models/pretrained/t5", num_prompts=5, seed=seed)
+        PromptBank.learn(params, real, None, tmp_path)
+        banks.append(json.loads((tmp_path / "prompts.json").read_text()))
+    assert banks[0] == banks[1] != banks[2]
+    texts = banks[0]["cat"]
+    assert len(set(texts)) == len(texts) == 5 and all(text.startswith("a photo of ") for text in texts)
+    with pytest.raises(UserError, match="not a text-to-text model"):
+        SentenceModel(Path("models/fashion-features"))
 
 
 def latents(n, seed=0):

@@ -1,5 +1,6 @@
 """What tests of strategies share: a tiny model that reads prompts, tiny labelled images, every strategy with small parameters."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -7,10 +8,21 @@ from pathlib import Path
 import numpy as np
 import tiny
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from dinv.files import write_json
+from dinv.images.fingerprint import write_fingerprints
 from dinv.images.image_set import ImageSet, ImageSetReader, save_image_set
+from dinv.images.resize import convert_batch
 from dinv.inversion.bank import EmbeddingBank, save_bank
 from dinv.strategies.base import Material
 from dinv.strategies.registry import STRATEGIES
@@ -21,6 +33,7 @@ PROMPT = "a photo of a {class}"
 SAMPLER = {"guidance_scale": 2.0, "scheduler": "ddim", "num_inference_steps": 4, "seed": 0}
 VARIANTS = {**SAMPLER, "prompt": PROMPT, "num_images_per_source": 2}
 EDIT = {**VARIANTS, "strengths": [0.5, 1.0]}
+FEATURES = {"network": "fashion", "path": "models/fashion-features"}
 # Parameters of every strategy, small, all of them random where they can be.
 BLOCKS = {
     "class_name_prompt": {**SAMPLER, "prompt": PROMPT, "num_images_per_class": 3},
@@ -34,7 +47,21 @@ BLOCKS = {
         "suffix_fraction": 0.5,
     },
     "dreamda": {**VARIANTS, "strength": 0.75, "bottleneck_std": 0.5},
+    "genie_ada": {**VARIANTS, "strengths": [0.25, 0.5, 1.0], "features": FEATURES},
+    "lecf": {
+        **SAMPLER,
+        "num_images_per_class": 3,
+        "clip": {"path": "models/pretrained/clip", "prompt": PROMPT, "rule": "rank", "num_candidates": 2},
+    },
+    "retrieval": {
+        "features": FEATURES,
+        "num_images_per_source": 2,
+        "resize": "squash",
+        "max_duplicate_bits": 24,
+    },
 }
+INPUTS = {"lecf": Path("data/learned/prompts"), "retrieval": Path("pool")}
+POOL_SIZE = 9
 
 
 def save_byte_tokenizer(folder: Path, length: int = 40) -> int:
@@ -102,8 +129,61 @@ def save_embeddings(folder: Path, c: torch.Tensor, labels: list[int], ids: list[
     save_bank(bank, folder / "part-00000.safetensors")
 
 
-def make(name: str, real: ImageSetReader, model, folder: Path = Path("data/real/train"), **update):
+def save_clip(folder: Path) -> Path:
+    """A random CLIP with both encoders."""
+    size = save_byte_tokenizer(folder)
+    torch.manual_seed(4)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        "vocab_size": size,
+        "max_position_embeddings": 40,
+        "bos_token_id": size - 2,
+        "eos_token_id": size - 1,
+    }
+    vision = {"image_size": 28, "patch_size": 14}
+    config = CLIPConfig(text_config={**small, **text}, vision_config={**small, **vision}, projection_dim=6)
+    CLIPModel(config).save_pretrained(folder)
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    CLIPImageProcessor(**sizes).save_pretrained(folder)
+    return folder
+
+
+def save_pool(folder: Path, copied: np.ndarray) -> None:
+    """Nine pictures of 20 pixels, and as the tenth one of the task's own."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(tiny.random_images(POOL_SIZE, side=20, seed=7)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    (folder / "deeper").mkdir()
+    Image.fromarray(resized(copied[None], 24)[0, ..., 0]).save(folder / "deeper/copy.jpg", quality=90)
+
+
+def save_workplace(root: Path) -> Path:
+    """A folder to work in, with what strategies read besides the real images."""
+    (root / "models/pretrained").mkdir(parents=True)
+    (root / "models/fashion-features").symlink_to(tiny.ROOT / "models/fashion-features")
+    save_clip(root / "models/pretrained/clip")
+    held_out = clothes(3)
+    write_fingerprints([resized(held_out, 16)], root / "data/fingerprints.txt")
+    save_pool(root / "pool", held_out[1])
+    prompts = {name: [f"{name} {i}" for i in range(2)] for name in CLASS_NAMES}
+    write_json(root / "data/learned/prompts/prompts.json", prompts)
+    return root
+
+
+def clothes(n: int, skip: int = 0) -> np.ndarray:
+    """Real pictures, of the test images that ship with dinv: grey, uint8 [n, 28, 28, 1]."""
+    with gzip.open(tiny.ROOT / "data/bundled/fashion-mnist/t10k-images-idx3-ubyte.gz") as file:
+        pixels = file.read(16 + (skip + n) * 28 * 28)[16 + skip * 28 * 28 :]
+    return np.frombuffer(pixels, np.uint8).reshape(n, 28, 28, 1)
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    return convert_batch(images, side, images.shape[3])
+
+
+def make(name: str, real: ImageSetReader, model, folder: Path | None = None, **update):
     """A strategy by its name, with parameters validated as those of params.yaml are."""
+    folder = folder or INPUTS.get(name, Path("data/real/train"))
     implementation = STRATEGIES[name]
     block = {**BLOCKS.get(name, {}), "strategy": name, "input": folder.as_posix(), **update}
     params = implementation.Params.model_validate(block)

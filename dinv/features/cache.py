@@ -20,7 +20,7 @@ from dinv.features.location import locate, location_digest
 from dinv.features.params import FeatureNetwork
 from dinv.features.worker import FEATURES, Features, FeatureWorker, load_features
 from dinv.files import bytes_digest, digest_of
-from dinv.images.image_set import ImageSetReader
+from dinv.images.image_set import ImageSet
 
 Pixels = Callable[[Sequence[int]], NDArray[np.uint8]]  # rows -> uint8 [B, H, W, C]
 PART_SIZE = 200  # images; a constant of the format, not a setting
@@ -67,8 +67,23 @@ class Extraction:
         return load_extractor(self.network, self.location, device)
 
 
+class Pictures(Protocol):
+    """Images that are read by rows: an ImageSetReader, or a pool of other ones."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int]) -> ImageSet:
+        """The given rows."""
+        ...
+
+
 def extract(
-    reader: ImageSetReader,
+    reader: Pictures,
     rows: Sequence[int] | NDArray[np.int64],
     network: Network,
     execution: ExecutionParams,

@@ -7,5 +7,6 @@ METHODS = Registry(
     {
         "class_embeddings": "dinv.inversion.class_embeddings:ClassEmbeddings",
         "image_embeddings": "dinv.inversion.image_embeddings:ImageEmbeddings",
+        "prompt_bank": "dinv.inversion.prompt_bank:PromptBank",
     },
 )

@@ -11,7 +11,10 @@ STRATEGIES = Registry(
         "diffusion_inversion": "dinv.strategies.diffusion_inversion:DiffusionInversion",
         "dreamda": "dinv.strategies.dreamda:DreamDA",
         "genie": "dinv.strategies.genie:Genie",
+        "genie_ada": "dinv.strategies.genie_ada:GenieAda",
         "image_to_image": "dinv.strategies.image_to_image:ImageToImage",
+        "lecf": "dinv.strategies.lecf:Lecf",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
+        "retrieval": "dinv.strategies.retrieval:Retrieval",
     },
 )

@@ -1,0 +1,107 @@
+"""A pool of unlabelled images on this machine: a folder of pictures, or of Parquet files."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from dinv.errors import UserError
+from dinv.images.image_set import ImageSet
+from dinv.images.resize import to_square
+from dinv.sources.image_folder import SUFFIXES, read_picture
+
+
+class Pool:
+    """Images that are read as they are asked for, as squares of one shape.
+
+    Attributes:
+        ids: N distinct strings: paths in the folder, or a file's name and the row's id or number.
+        shape: (H, W, C) that every image is brought to.
+
+    Raises:
+        UserError: there is no picture in the folder.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int], resize: str):
+        self.folder, self.shape, self.resize = folder, shape, resize
+        parquet = sorted(folder.glob("*.parquet"))
+        self._files = _ParquetPictures(parquet) if parquet else _PictureFiles(folder)
+        self.ids: list[str] = self._files.ids
+        if not self.ids:
+            kinds = " ".join(sorted(SUFFIXES))
+            raise UserError(f"{folder}: no pictures ({kinds}) and no .parquet files; put the pool there")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> ImageSet:
+        """The given rows; they have no label, which is written as one class without a name."""
+        images = np.stack([self._square(row) for row in rows])
+        return ImageSet(images, np.zeros(len(rows), np.int64), [self.ids[row] for row in rows], [""])
+
+    def _square(self, row: int) -> NDArray[np.uint8]:
+        mode = "L" if self.shape[2] == 1 else "RGB"
+        try:
+            return to_square(self._files.read(row), self.shape[0], self.resize, mode)
+        except UserError as error:
+            raise UserError(f"{self.folder}, {self.ids[row]}: {error}") from error
+
+
+class _PictureFiles:
+    def __init__(self, folder: Path):
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        self._paths = [p for p in found if not any(x.startswith(".") for x in p.relative_to(folder).parts)]
+        self.ids = [path.relative_to(folder).as_posix() for path in self._paths]
+
+    def read(self, row: int) -> Image.Image:
+        return read_picture(self._paths[row])
+
+
+class _ParquetPictures:
+    """Files whose column `image` holds encoded pictures, as dinv and Hugging Face `datasets` write them."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._groups: list[tuple[Path, int]] = []
+        self._starts: list[int] = []
+        self.ids: list[str] = []
+        for path in paths:
+            with _damage_named(path), pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                if "image" not in names:
+                    raise UserError(f"{path}: has no column `image` of encoded pictures; rename it")
+                for group in range(file.num_row_groups):
+                    self._groups.append((path, group))
+                    self._starts.append(len(self.ids))
+                    n = file.metadata.row_group(group).num_rows
+                    own = file.read_row_group(group, ["id"])["id"].to_pylist() if "id" in names else range(n)
+                    self.ids += [f"{path.stem}/{group}/{i}" for i in own]
+        self._cached: tuple[int, list[Any]] = (-1, [])
+
+    def read(self, row: int) -> Image.Image:
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        path, number = self._groups[group]
+        with _damage_named(path):
+            if self._cached[0] != group:
+                with pq.ParquetFile(path) as file:
+                    self._cached = (group, file.read_row_group(number, ["image"])["image"].to_pylist())
+            stored = self._cached[1][row - self._starts[group]]
+            picture = Image.open(io.BytesIO(stored["bytes"] if isinstance(stored, dict) else stored))
+            picture.load()
+        return picture
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what a damaged file causes into a UserError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, TypeError, SyntaxError, UnidentifiedImageError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{path}: damaged, or its images are not pictures ({reason})") from error
