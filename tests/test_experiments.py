@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import re
+import subprocess
 import sys
 
 import pandas as pd
@@ -15,7 +16,6 @@ from PIL import Image
 from dinv.classify.arms import baselines
 from dinv.cli import main
 from dinv.errors import UserError
-from dinv.experiments import run
 from dinv.experiments.figures import chart, figure
 from dinv.experiments.results import efficiency_table, shown, table, tidy
 from dinv.experiments.spec import Experiment, load_experiment
@@ -335,7 +335,7 @@ def test_the_missing_extra_is_one_line_before_any_run(folder, monkeypatch):
     for name in ("altair", "dinv.experiments.figures", "dinv.experiments.run"):
         monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.delitem(sys.modules, name) if name != "altair" else None
-    monkeypatch.setattr(run.subprocess, "run", lambda *a, **k: pytest.fail("a run was started"))
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a run was started"))
     with pytest.raises(SystemExit, match=r"^dinv experiment: .*altair.*pip install -e '\.\[figures\]'$"):
         main(["experiment", "small"])
 
