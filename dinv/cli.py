@@ -16,6 +16,7 @@ in the folder that holds params.yaml.
   dinv export data/generated/inversion my_images     image set -> a folder of PNG files per class
   dinv preset stl10 sd14 resnet18                    the paper's settings -> params.yaml
   dinv experiment learning_curve                     many settings -> one table and one figure
+  dinv tune default                                  the best settings of each arm, found with equal effort
 """
 EXPORT = """\
 Write an image set of the pipeline as a folder of PNG files per class, for programs that read no Parquet.
@@ -38,6 +39,13 @@ same command goes on where it was.
 
   dinv experiment learning_curve
   dinv experiment learning_curve --preset satellite    -> metrics/experiments/satellite-learning_curve.csv
+"""
+TUNE = """\
+Search for the best settings of each arm that tune/NAME.yaml names, with as many trials for each, by accuracy
+on labelled images that were left out. Then run the pipeline with the best of each, and write all trials and a
+table into metrics/tuning/. After an interruption the same command goes on where it was. Run dvc repro first.
+
+  dinv tune default
 """
 
 
@@ -74,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         "--preset", nargs="+", default=[], help="files of presets/ that hold for all runs"
     )
     experiment.set_defaults(run=_experiment)
+    tune = add("tune", "find each arm's best settings with equal effort", TUNE)
+    tune.add_argument("name", help="file of tune/ without .yaml")
+    tune.set_defaults(run=_tune)
     return parser
 
 
@@ -93,6 +104,12 @@ def _experiment(args: argparse.Namespace) -> None:
     from dinv.experiments.run import run_experiment  # noqa: PLC0415
 
     run_experiment(args.name, args.preset)
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from dinv.tuning.run import run_tuning  # noqa: PLC0415
+
+    run_tuning(args.name)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,16 @@ finally:
     env = {"PYTHONPATH": str(tiny.ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert "heavy: []" in done.stdout
-    for example in ("dinv export data/", "dinv preset stl10", "dinv experiment learning_curve"):
+    for example in (
+        "dinv export data/",
+        "dinv preset stl10",
+        "dinv experiment learning_curve",
+        "dinv tune default",
+    ):
         assert example in done.stdout
 
 
-@pytest.mark.parametrize("command", ["export", "preset", "experiment"])
+@pytest.mark.parametrize("command", ["export", "preset", "experiment", "tune"])
 def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -42,6 +47,7 @@ def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
         (["export", "absent", "out"], "dinv export: absent: no image set there"),
         (["preset", "stl11"], "dinv preset: presets/stl11.yaml: no such preset; there are "),
         (["experiment", "noise"], "dinv experiment: experiments/noise.yaml: no such experiment; there are "),
+        (["tune", "noise"], "dinv tune: tune/noise.yaml: no such file; there are none"),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, arguments, message):

@@ -5,6 +5,7 @@ import csv
 import io
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from dinv.classify.arms import baselines
 from dinv.cli import main
 from dinv.errors import UserError
-from dinv.experiments import run
+from dinv.experiments import pipeline, run
 from dinv.experiments.figures import chart, figure
 from dinv.experiments.results import efficiency_table, shown, table, tidy
 from dinv.experiments.spec import Experiment, changed, load_experiment
@@ -338,7 +339,7 @@ def test_the_missing_extra_is_one_line_before_any_run(folder, monkeypatch):
     for name in ("altair", "dinv.experiments.figures", "dinv.experiments.run"):
         monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.delitem(sys.modules, name) if name != "altair" else None
-    monkeypatch.setattr(run.subprocess, "run", lambda *a, **k: pytest.fail("a run was started"))
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("a run was started"))
     with pytest.raises(SystemExit, match=r"^dinv experiment: .*altair.*pip install -e '\.\[figures\]'$"):
         main(["experiment", "small"])
 
@@ -418,16 +419,13 @@ def test_a_run_that_fails_keeps_the_rows_before_it(finished, tmp_path):
 @pytest.mark.parametrize("preset", ["satellite", "cells"])
 def test_an_experiment_on_another_task_is_the_same_runs_with_its_preset(preset, folder, monkeypatch):
     shutil.copytree(tiny.ROOT / "presets", folder / "presets")
-    (folder / f"presets/{preset}.yaml").open("a").write(
-        "generate: {extra: {strategy: reconstruction, input: x}}\n"
-    )
+    (folder / "presets/extra.yaml").write_text("generate: {extra: {strategy: reconstruction, input: x}}\n")
     ran = {}
     monkeypatch.setattr(run, "run_pipeline", lambda revision, settings: ran.update({revision: settings}))
     monkeypatch.setattr(run, "read_results", lambda *_: pd.DataFrame())
     monkeypatch.setattr(run, "save", lambda name, *_: name)
     with pytest.raises(UserError, match=r"generate\.extra: no arm uses it"):
-        run.run_experiment("small", [preset])
-    shutil.copy(tiny.ROOT / f"presets/{preset}.yaml", folder / "presets")
+        run.run_experiment("small", [preset, "extra"])
     run.run_experiment("small", [preset])
     assert list(ran) == [f"{preset}-small-noise_std-{value}" for value in (0.5, 1.0)]
     for settings in ran.values():
@@ -445,4 +443,4 @@ def test_what_a_preset_adds_is_marked_for_dvc(folder):
     added = {"network": "clip", "path": "m"}
     assert settings == {"+measure.features.clip": added, "measure.num_draws": 3}
     assert changed(BASE, settings, Path("x"))["measure"]["features"]["clip"] == added
-    assert run._literal(added) == "{network: clip, path: m}"
+    assert pipeline._literal(added) == "{network: clip, path: m}"

@@ -4,8 +4,6 @@ Runs in copies of the project, so that the workspace stays as it is; what an ear
 is reused. Writes metrics/experiments/<name>.csv and .md and figures/<name>.png there after every setting.
 """
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +11,8 @@ import dvc.api
 import pandas as pd
 
 from dinv.classify.arms import baselines
-from dinv.errors import UserError
 from dinv.experiments.figures import figure
+from dinv.experiments.pipeline import run_pipeline
 from dinv.experiments.results import efficiency_table, table, tidy
 from dinv.experiments.spec import Experiment, Settings, changed, load_experiment
 from dinv.files import atomic_write
@@ -45,38 +43,6 @@ def run_experiment(name: str, presets: Sequence[str] = ()) -> None:
         found.append(read_results(revision, run.place, params))
         text = save(name, pd.concat(found, ignore_index=True), experiment, params)
     print(f"\n{experiment.question}\n\n{text}\nFigure: {FIGURES / name}.png")
-
-
-def run_pipeline(revision: str, settings: Settings) -> None:
-    """One `dvc exp run` in a copy of the project, kept under the name `revision`; only what changed runs."""
-    _forget(revision)
-    changes = [part for name, value in settings.items() for part in ("-S", f"{name}={_literal(value)}")]
-    command = ["exp", "run", "--temp", "--name", revision, *changes]
-    done = subprocess.run([sys.executable, "-m", "dvc", *command], check=False)
-    if done.returncode != 0:
-        raise UserError(f"{revision}: dvc exp run failed, see above; run again, finished parts are reused")
-
-
-def _forget(revision: str) -> None:
-    """Free the name of an earlier run of this commit. `--force` does so too, but runs every stage again."""
-    head = _git("rev-parse", "HEAD")
-    _git("update-ref", "-d", f"refs/exps/{head[:2]}/{head[2:]}/{revision}")
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"git {arguments[0]}: {' '.join(done.stderr.split())}; experiments need a commit")
-    return done.stdout.strip()
-
-
-def _literal(value: object) -> str:
-    """A value as `dvc exp run -S` reads it."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_literal(inner)}" for key, inner in value.items()) + "}"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def read_results(revision: str, place: Settings, params: Params) -> pd.DataFrame:
