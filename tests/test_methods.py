@@ -577,7 +577,7 @@ def test_retrieval_takes_the_nearest_of_the_pool_and_refuses_and_counts_near_dup
     draws, pool = plan(strategy), Pool(Path("pool"), (16, 16, 3), "squash")
     assert len(pool) == 10 and "deeper/copy.jpg" in pool.ids
     assert all(d.facts["pool_id"] != "deeper/copy.jpg" and d.facts["num_refused"] == 1 for d in draws)
-    extract = load_extractor("fashion", tiny.ROOT / "models/fashion-features", torch.device("cpu"))
+    extract = load_extractor("convnet", tiny.ROOT / "models/fashion-features", torch.device("cpu"))
     ids = [i for i in pool.ids if i != "deeper/copy.jpg"]
     a = extract(real.take(range(7)).images)
     b = extract(pool.take([pool.ids.index(i) for i in ids]).images)
@@ -660,7 +660,7 @@ def test_genie_ada_takes_one_of_the_edits_of_genie(model, real):
         genie = make("genie", real, model, num_images_per_source=1, strengths=[r])
         assert [(d.id, d.label) for d in plan(genie)] == [(d.id, d.label) for d in draws]
         fixed.append(render(genie, model))
-    extract = load_extractor("fashion", tiny.ROOT / "models/fashion-features", torch.device("cpu"))
+    extract = load_extractor("convnet", tiny.ROOT / "models/fashion-features", torch.device("cpu"))
     f = lambda x: torch.nn.functional.normalize(extract(np.asarray(x)).double(), dim=1)  # noqa: E731
     of_real = f(real.take(range(7)).images)
     chosen = render(strategy, model)
@@ -679,7 +679,7 @@ def test_networks_must_lie_where_dvc_sees_them(real, model):
 
 
 def test_a_network_is_known_by_its_files_not_by_its_place(tmp_path):
-    params = FeatureNetwork(network="fashion", path="models/fashion-features")
+    params = FeatureNetwork(network="convnet", path="models/fashion-features")
     shutil.copytree("models/fashion-features", tmp_path / "copy")
     a, b = (
         FrozenNetwork.of(params),

@@ -33,7 +33,7 @@ PROMPT = "a photo of a {class}"
 SAMPLER = {"guidance_scale": 2.0, "scheduler": "ddim", "num_inference_steps": 4, "seed": 0}
 VARIANTS = {**SAMPLER, "prompt": PROMPT, "num_images_per_source": 2}
 EDIT = {**VARIANTS, "strengths": [0.5, 1.0]}
-FEATURES = {"network": "fashion", "path": "models/fashion-features"}
+FEATURES = {"network": "convnet", "path": "models/fashion-features"}
 # Parameters of every strategy, small, all of them random where they can be.
 BLOCKS = {
     "class_name_prompt": {**SAMPLER, "prompt": PROMPT, "num_images_per_class": 3},

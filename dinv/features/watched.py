@@ -18,7 +18,12 @@ from dinv.features.params import FeatureNetwork
 from dinv.hub import resolve
 
 # Dependencies of the stages that make images, so that DVC sees changed files.
-WATCHED = ("models/fashion-features", "models/pretrained")
+WATCHED = (
+    "models/pretrained",
+    "models/fashion-features",
+    "models/satellite-features",
+    "models/cells-features",
+)
 # Features are the same wherever they are computed, so that no section of params.yaml is asked.
 HERE = ExecutionParams(
     device="auto",
