@@ -9,6 +9,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from test_classify import easy_images, labels_of, one_hot
@@ -17,9 +18,10 @@ from dinv.classify.base import LabelledImages, TrainingSet
 from dinv.classify.frozen import UNetFeatures, find_network
 from dinv.classify.heads import fit_logistic, fit_svc, logistic_scores, svc_scores, weighted_rows
 from dinv.classify.probe import Probe, ProbeParams, features_of, image_weights, standardised
-from dinv.classify.store import StoredClassifier, load_classifier, save_classifier
+from dinv.classify.store import StoredClassifier, load_classifier, load_classifiers, save_classifier
 from dinv.errors import UserError
 from dinv.features.worker import FeatureWorker
+from dinv.images.image_set import ImageSetReader
 from dinv.params import parse_params, read_yaml
 
 CPU = torch.device("cpu")
@@ -261,3 +263,24 @@ def test_a_probe_in_params_yaml(unet):
         raw["train"]["probe"] = {**block, **update}
         with pytest.raises(UserError, match=message):
             parse_params(raw)
+
+
+@pytest.mark.slow
+def test_stages_train_and_know_probes(finished, tmp_path, monkeypatch):
+    """Of the generator's features, on real and on generated images, filtered by other probes."""
+    project = finished.copy(tmp_path / "copy")
+    yaml, path = YAML(), project.root / "params.yaml"
+    document = yaml.load(path.read_text())
+    features = {"network": "unet", "path": "models/fashion-ldm", "dtype": "float32", "resolution": 16}
+    features |= {"block": "mid", "timestep": 10, "pooling": "none"}
+    document["train"]["probe"] = params(features=features, min_confidence=1e-6).model_dump()
+    document["arms"]["probe"] = {"images": "data/generated/inversion", "real": True, "learner": "probe"}
+    with path.open("w") as file:
+        yaml.dump(document, file)
+    project.stage("train", "probe", ok=True)
+    monkeypatch.chdir(project.root)
+    (probe,) = load_classifiers(project.root / "data/classifiers/probe")
+    real = ImageSetReader(project.root / "data/real/train").mapped()
+    assert (probe.predict_proba(real.tensor(), CPU).argmax(1) == real.labels).mean() > 0.2
+    again = project.stage("train", "probe", ok=True)
+    assert "1 of 1 parts are already finished" in again.stdout + again.stderr

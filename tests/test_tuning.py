@@ -378,7 +378,9 @@ def load_small():
 def test_a_whole_search_leaves_experiments_and_repeats(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     (project.root / "tune").mkdir()
-    (project.root / "tune/small.yaml").write_text(SMALL)
+    (project.root / "tune/small.yaml").write_text(
+        SMALL.replace("trials: 3", "trials: 2").replace("folds: 3", "folds: 2")
+    )
     before = digest_of((project.root / "params.yaml").read_text())
     out = project.run(sys.executable, "-m", "dinv.cli", "tune", "small").stdout
     assert "Which is better?" in out and re.search(r"\n\d+ s in all", out)
