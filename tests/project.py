@@ -117,7 +117,8 @@ def create(root: Path) -> Project:
         else:
             shutil.copy(source, root / name)
     tiny.save_tiny_model(root / "models/fashion-ldm", num_channels=1, text=False)
-    shutil.copytree(tiny.ROOT / "models/fashion-features", root / "models/fashion-features")
+    for name in ("fashion-features", "satellite-features", "cells-features"):
+        shutil.copytree(tiny.ROOT / "models" / name, root / "models" / name)
     tiny.save_tiny_fashion_mnist(root / "tinydata")
     project = Project(root)
     project.set(**{k.replace(".", "__"): v for k, v in SMALL.items()})
