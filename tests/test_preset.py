@@ -1,15 +1,21 @@
 """Presets are valid, keep comments, and change only what they name."""
 
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+import torch
 from ruamel.yaml import YAML
 
 from dinv import preset
+from dinv.diffusion.loading import load_model
 from dinv.errors import UserError
+from dinv.features.extractors import load_extractor
 from dinv.params import load_params
 from dinv.sources.registry import SOURCES
+from dinv.sources.task import load_task
 
 NAMES = sorted(path.stem for path in (tiny.ROOT / "presets").glob("*.yaml"))
 DATA_SETS = sorted(set(NAMES) & set(SOURCES))
@@ -86,3 +92,24 @@ def test_a_block_that_is_not_there_is_added_whole(folder):
     (folder / "presets/clip.yaml").write_text(f"measure: {{features: {{clip: {features}}}}}\n")
     preset.apply_presets(["clip"])
     assert list(load_params().measure.features) == ["domain", "clip"]
+
+
+@pytest.mark.parametrize(("task", "num_classes"), [("satellite", 10), ("cells", 8)])
+def test_a_bundled_task_has_images_a_model_and_features_in_colour(task, num_classes, folder, monkeypatch):
+    preset.apply_presets([task])
+    params = load_params()
+    monkeypatch.chdir(tiny.ROOT)
+    data = load_task(params.data)
+    assert len(data.train.class_names) == num_classes
+    assert (
+        len(data.train) == 20 * num_classes and len(data.test) == 2000 and len(data.val) >= 80 * num_classes
+    )
+    images = data.train.take(range(4)).images
+    model = load_model(Path(params.model.path), params.model, torch.device("cpu"))
+    assert model.empty_prompt_embeds(5).shape == (5, 128)
+    back = model.decode(model.encode(torch.from_numpy(images)).mean).numpy()
+    assert back.shape == images.shape == (4, 32, 32, 3)
+    assert np.abs(back.astype(float) - images).mean() < 8  # of 255 levels: it knows such images
+    network = params.measure.features["domain"]
+    extract = load_extractor(network.network, Path(network.path), torch.device("cpu"))
+    assert extract(images).shape == (4, 128)
