@@ -386,7 +386,7 @@ def test_a_whole_search_leaves_experiments_and_repeats(finished, tmp_path):
     assert "Which is better?" in out and re.search(r"\n\d+ s in all", out)
     rows = list(csv.DictReader((project.root / "metrics/tuning/small.csv").open()))
     assert [(r["arm"], r["trial"]) for r in rows] == [
-        (a, str(i)) for a in ("real", "mixed") for i in range(3)
+        (a, str(i)) for a in ("real", "mixed") for i in range(2)
     ]
     kept = {p.name: p.read_bytes() for p in (project.root / "metrics/tuning").iterdir()}
     assert "| with - without |" in kept["small.md"].decode()
