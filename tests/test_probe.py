@@ -223,7 +223,9 @@ def test_a_probe_of_the_generator_learns_and_knows_its_network(unet, tmp_path):
     assert unet["path"].encode() in text
     stored = load_classifier(tmp_path / "p.safetensors")
     moved = {**stored.fitted.build, "features": {**unet, "path": str(other)}}
-    with pytest.raises(UserError, match="not the network that this probe was trained with; run dvc repro"):
+    with pytest.raises(
+        UserError, match="not the network that this probe was trained with; run dvc repro --force"
+    ):
         Probe.load(stored.fitted.tensors, moved, CPU)(easy_images().images)
 
 

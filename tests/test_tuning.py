@@ -323,12 +323,13 @@ def test_what_is_made_anew_does_not_touch_the_project(tmp_path):
         "models",
     ):
         (root / name).mkdir(parents=True)
-    for name in ("params.yaml", "dvc.yaml", "data/model.json"):
+    for name in ("params.yaml", "dvc.yaml", "data/model.json", "data/fingerprints.txt"):
         (root / name).write_text("")
     shop.mkdir()
     furnish(shop, root, [("invert", "a"), ("generate", "x")])
     links = {str(p.relative_to(shop)) for p in shop.rglob("*") if p.is_symlink()}
-    assert links == {"models", "dvc.yaml", "data/real", "data/model.json", "data/learned/b", "data/bundled"}
+    of_download = {"data/real", "data/model.json", "data/fingerprints.txt"}
+    assert links == {"models", "dvc.yaml", "data/learned/b", "data/bundled", *of_download}
 
 
 def results(tmp_path, accuracy):

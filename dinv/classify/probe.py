@@ -17,7 +17,6 @@ from dinv.features.cache import Network, extract_images
 from dinv.section import OpenFraction, PositiveFloat, Section
 
 ONLY_MIXED = {"real_fraction", "synthetic_loss_weight"}
-MICRO_BATCH = 100
 
 
 class ProbeParams(LearnerParams):
@@ -111,16 +110,7 @@ class ProbeFeatures(Section):
 
 def features_of(images: torch.Tensor, network: Network, device: torch.device) -> torch.Tensor:
     """Features float64 [N, D] of uint8 [N, C, H, W], on the CPU; those that are known are not computed."""
-    here = ExecutionParams(
-        device=str(device),
-        micro_batch=MICRO_BATCH,
-        backend="local",
-        num_workers=1,
-        cpus_per_worker=1,
-        gpus_per_worker=0,
-        address=None,
-    )
-    return torch.from_numpy(extract_images(images, network, here)).double()
+    return torch.from_numpy(extract_images(images, network, ExecutionParams.here(str(device)))).double()
 
 
 def image_weights(data: TrainingSet, params: ProbeParams) -> torch.Tensor:
@@ -156,6 +146,6 @@ def _the_same(params: ProbeFeatures, digest: str) -> Network:
     if network.digest != digest:
         raise UserError(
             f"features.path = {params.features.path!r}: not the network that this probe was trained with; "
-            "run dvc repro, which trains it again"
+            "run dvc repro --force --single-item train@ARM: DVC does not see these files"
         )
     return network

@@ -18,6 +18,19 @@ class ExecutionParams(Section):
     gpus_per_worker: NonNegativeFloat
     address: str | None
 
+    @classmethod
+    def here(cls, device: str = "auto") -> "ExecutionParams":
+        """In this process: for results that no section of params.yaml has a say in."""
+        return cls(
+            device=device,
+            micro_batch=100,
+            backend="local",
+            num_workers=1,
+            cpus_per_worker=1,
+            gpus_per_worker=0.0,
+            address=None,
+        )
+
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> "ExecutionParams":
         if self.backend == "local" and self.num_workers > 1:

@@ -4,7 +4,7 @@ import copy
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -23,6 +23,7 @@ SIZE = "data.num_per_class"
 HELDOUT = "heldout_loss"
 OF_CLASSIFIERS = ("top1_accuracy", "balanced_accuracy", "expected_calibration_error")
 Settings = dict[str, Any]  # "section.key" or "section.block.key" -> value
+Typed = TypeVar("Typed", bound=BaseModel)
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -99,6 +100,17 @@ class Experiment(BaseModel):
         ]
 
 
+def read_typed(path: Path, model: type[Typed], what: str) -> Typed:
+    """Read a YAML file as a model; raises UserError when it is missing, with its neighbours, or wrong."""
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise UserError(f"{path}: no such {what}; there are {known or 'none'}")
+    try:
+        return model.model_validate(YAML(typ="safe").load(path.read_text()))
+    except (YAMLError, ValidationError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+
 def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
     """Read experiments/<name>.yaml and check every run's parameters against those of params.yaml.
 
@@ -113,13 +125,7 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
         UserError: there is no such file, or what it says is unknown, out of range or without effect.
     """
     path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise UserError(f"{path}: no such experiment; there are {known}")
-    try:
-        experiment = Experiment.model_validate(YAML(typ="safe").load(path.read_text()))
-    except (YAMLError, ValidationError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    experiment = read_typed(path, Experiment, "experiment")
     _check_names(experiment, path)
     for run in experiment.runs():
         _check_split(experiment, parse_params(changed(base, run.settings, path), str(path)), path)

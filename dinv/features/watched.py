@@ -24,16 +24,6 @@ WATCHED = (
     "models/satellite-features",
     "models/cells-features",
 )
-# Features are the same wherever they are computed, so that no section of params.yaml is asked.
-HERE = ExecutionParams(
-    device="auto",
-    micro_batch=100,
-    backend="local",
-    num_workers=1,
-    cpus_per_worker=1,
-    gpus_per_worker=0.0,
-    address=None,
-)
 
 
 def _is_watched(path: str) -> str:
@@ -94,7 +84,7 @@ class FrozenNetwork:
     def features_of(self, pictures: Pictures, rows: Any = None) -> NDArray[np.float32]:
         """Features of length 1 of all images or some rows, float32 [N, D]; finished ones are used again."""
         wanted = range(len(pictures)) if rows is None else rows
-        found = extract(pictures, wanted, Extraction(self.network, self.place), HERE)
+        found = extract(pictures, wanted, Extraction(self.network, self.place), ExecutionParams.here())
         return unit(torch.from_numpy(found)).numpy()
 
 

@@ -1,6 +1,5 @@
 """A pool of unlabelled images on this machine: a folder of pictures, or of Parquet files."""
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dinv.errors import UserError
 from dinv.images.image_set import ImageSet
@@ -92,9 +91,8 @@ class _ParquetPictures:
                 with pq.ParquetFile(path) as file:
                     self._cached = (group, file.read_row_group(number, ["image"])["image"].to_pylist())
             stored = self._cached[1][row - self._starts[group]]
-            picture = Image.open(io.BytesIO(stored["bytes"] if isinstance(stored, dict) else stored))
-            picture.load()
-        return picture
+            content: bytes = stored["bytes"] if isinstance(stored, dict) else stored
+        return read_picture(path / self.ids[row], content)
 
 
 @contextmanager
@@ -102,6 +100,6 @@ def _damage_named(path: Path) -> Iterator[None]:
     """Turn what a damaged file causes into a UserError."""
     try:
         yield
-    except (pa.ArrowException, OSError, KeyError, TypeError, SyntaxError, UnidentifiedImageError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(f"{path}: damaged, or its images are not pictures ({reason})") from error

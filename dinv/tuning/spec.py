@@ -10,12 +10,10 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dinv.errors import UserError
-from dinv.experiments.spec import Settings, changed
+from dinv.experiments.spec import Settings, changed, read_typed
 from dinv.params import LEARNED, Params, parse_params
 from dinv.section import PositiveInt, Seed
 
@@ -80,13 +78,7 @@ def load_tuning(name: str, base: dict[str, Any]) -> Tuning:
         UserError: there is no such file, or what it says is unknown, out of range or without effect.
     """
     path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise UserError(f"{path}: no such file; there are {known or 'none'}")
-    try:
-        tuning = Tuning.model_validate(YAML(typ="safe").load(path.read_text()))
-    except (YAMLError, ValidationError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    tuning = read_typed(path, Tuning, "file")
     check(tuning, base, path)
     return tuning
 

@@ -21,7 +21,8 @@ from dinv.errors import UserError
 from dinv.params import LEARNED
 
 Sections = Mapping[str, Any]
-_MADE = {"real", "learned", "generated", "previews", "curves", "classifiers", "features", "model.json"}
+_MADE = {"learned", "generated", "previews", "curves", "classifiers", "features"}
+_OF_DOWNLOAD = ("real", "model.json", "fingerprints.txt")
 _OWN = {"data", "params.yaml", ".git", ".dvc", ".scratch"}
 
 
@@ -89,10 +90,10 @@ def furnish(folder: Path, root: Path, stages: list[tuple[str, ...]]) -> None:
     data = folder / "data"
     data.mkdir()
     for path in (root / "data").iterdir():
-        if path.name not in _MADE:
+        if path.name not in {*_MADE, *_OF_DOWNLOAD}:
             (data / path.name).symlink_to(path)
     if ("download",) not in stages:
-        for name in ("real", "model.json"):
+        for name in _OF_DOWNLOAD:
             (data / name).symlink_to(root / "data" / name)
     for stage, name in (("invert", "learned"), ("generate", "generated")):
         (data / name).mkdir()

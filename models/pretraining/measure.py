@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from dinv.files import write_json
 from dinv.images.grid import labelled_grid
 from models.pretraining.clip import load_clip, zero_shot_accuracy
 from models.pretraining.data import load_captioned, load_images
@@ -140,7 +141,7 @@ def measure(model: Finished, args: argparse.Namespace, domain: Domain) -> None:
     """Print the losses and draw the picture."""
     images = load_images(args.images, domain)
     images = images[some(images)]
-    print(json.dumps(losses(model, images, []), indent=2))
+    save_figures(losses(model, images, []), args.output)
     save_picture(sample_rows(model, images[:COLUMNS]), args.output)
 
 
@@ -155,9 +156,15 @@ def measure_captioned(model: Finished, args: argparse.Namespace, domain: Domain)
         figures = losses(model, part.images, [part.captions[kind][0] for kind in part.kinds])
         figures["clip_zero_shot_accuracy"] = round(zero_shot_accuracy(clip, tokenizer, part), 4)
         report[domain.sources[int(part.sources[0])].path] = figures
-    print(json.dumps(report, indent=2))
+    save_figures(report, args.output)
     few = torch.cat([part.images[: -(-COLUMNS // len(parts))] for part in parts])[:COLUMNS]
     save_picture([*sample_rows(model, few), *prompt_rows(model, data.captions)], args.output)
+
+
+def save_figures(figures: dict[str, Any], output: Path) -> None:
+    """Print them, and keep them beside the card that shows them."""
+    print(json.dumps(figures, indent=2))
+    write_json(output / "measured.json", figures)
 
 
 def save_picture(rows: list[tuple[str, NDArray[np.uint8]]], output: Path) -> None:
