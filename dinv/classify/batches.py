@@ -1,5 +1,7 @@
 """Batches of labelled images, of one image set or of real and generated ones mixed."""
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -13,13 +15,33 @@ class MixingParams(Protocol):
     """What of a learner's parameters decides its batches."""
 
     @property
+    def num_steps(self) -> int:
+        """How many batches are learned from."""
+        ...
+
+    @property
     def batch_size(self) -> int:
         """Images per step."""
         ...
 
     @property
     def real_fraction(self) -> float:
-        """Share of real images where there are two sources."""
+        """Share of real images where there are two sources, in [0, 1]; under a schedule, at its start."""
+        ...
+
+    @property
+    def real_fraction_schedule(self) -> Literal["constant", "linear", "cosine"]:
+        """How the share goes from `real_fraction` to `real_fraction_end`."""
+        ...
+
+    @property
+    def real_fraction_end(self) -> float:
+        """The share at the end of the schedule, in [0, 1]; not looked at if constant."""
+        ...
+
+    @property
+    def finish_on_real(self) -> float:
+        """Share of the steps, the last ones, that learn from real images only, in [0, 1)."""
         ...
 
     @property
@@ -33,22 +55,58 @@ class MixingParams(Protocol):
         ...
 
 
+class Indices:
+    """Rows of n images without end: every image once per epoch, in a fresh order each epoch."""
+
+    def __init__(self, n: int, g: torch.Generator):
+        self._n, self._g = n, g
+        self._pending = torch.empty(0, dtype=torch.int64)
+
+    def take(self, count: int) -> torch.Tensor:
+        """The next rows, int64 [count]."""
+        while len(self._pending) < count:
+            self._pending = torch.cat([self._pending, torch.randperm(self._n, generator=self._g)])
+        taken, self._pending = self._pending[:count], self._pending[count:]
+        return taken
+
+
 def index_stream(n: int, batch_size: int, g: torch.Generator) -> Iterator[torch.Tensor]:
-    """Batches of indices without end: every image once per epoch, in a fresh order each epoch."""
-    pending = torch.randperm(n, generator=g)
+    """Batches of indices without end."""
+    indices = Indices(n, g)
     while True:
-        while len(pending) < batch_size:
-            pending = torch.cat([pending, torch.randperm(n, generator=g)])
-        yield pending[:batch_size]
-        pending = pending[batch_size:]
+        yield indices.take(batch_size)
 
 
-def batch_sizes(params: MixingParams, num_sources: int) -> list[int]:
-    """Images per step from each source: all from one, or `real_fraction` of them from the first."""
+def real_share(params: MixingParams, step: int) -> float:
+    """Share of real images at a step, counted from 0.
+
+    f(p) = f_0 + p (f_1 - f_0) if linear, f_1 + (f_0 - f_1) (1 + cos(pi p)) / 2 if cosine, where p goes from 0
+    to 1 over the steps before the last ones that `finish_on_real` keeps for real images (a curriculum over
+    training as in DisCL, Liang et al. 2024; pre-training on generated images as in He et al. 2023).
+    """
+    last = round(params.finish_on_real * params.num_steps)
+    if last > 0 and step >= params.num_steps - last:
+        return 1.0
+    start, end = params.real_fraction, params.real_fraction_end
+    p = min(1.0, step / max(1, params.num_steps - last - 1))
+    if params.real_fraction_schedule == "linear":
+        return start + p * (end - start)
+    if params.real_fraction_schedule == "cosine":
+        return end + (start - end) * (1 + math.cos(math.pi * p)) / 2
+    return start
+
+
+def batch_sizes(params: MixingParams, num_sources: int, step: int = 0) -> list[int]:
+    """Images of a step from each source: all from one, or the share of real ones from the first.
+
+    Unless the share is 0 or 1, there is one image of each at least.
+    """
     if num_sources == 1:
         return [params.batch_size]
-    real = round(params.batch_size * params.real_fraction)
-    real = min(max(real, 1), params.batch_size - 1)
+    share = real_share(params, step)
+    real = round(params.batch_size * share)
+    if 0 < share < 1:
+        real = min(max(real, 1), params.batch_size - 1)
     return [real, params.batch_size - real]
 
 
@@ -63,7 +121,12 @@ class Batch:
 def make_batches(
     sources: Sequence[LabelledImages], params: MixingParams, g: torch.Generator
 ) -> Iterator[Batch]:
-    """Batches without end, on the CPU, as `params.mixing` says where there are two sources."""
+    """Batches without end, on the CPU, as `params.mixing` says where there are two sources.
+
+    A constant share of 1 is training on the real images only, with the same random numbers.
+    """
+    if params.real_fraction == 1 and params.real_fraction_schedule == "constant":
+        sources = sources[:1]
     if len(sources) == 2 and params.mixing == "replace":
         return replaced_batches(sources[0], sources[1], params, g)
     return joined_batches(sources, params, g)
@@ -74,11 +137,10 @@ def joined_batches(
 ) -> Iterator[Batch]:
     """So many images of each source in every batch, in random order: MixUp pairs neighbours."""
     weights = (1.0, params.synthetic_loss_weight)
-    streams = [
-        index_stream(len(s), n, g) for s, n in zip(sources, batch_sizes(params, len(sources)), strict=True)
-    ]
-    while True:
-        rows = [next(stream) for stream in streams]
+    streams = [Indices(len(s), g) for s in sources]
+    for step in itertools.count():
+        counts = batch_sizes(params, len(sources), step)
+        rows = [stream.take(n) for stream, n in zip(streams, counts, strict=True)]
         images = torch.cat([s.images[r] for s, r in zip(sources, rows, strict=True)])
         targets = torch.cat([w * s.targets[r] for s, r, w in zip(sources, rows, weights, strict=False)])
         order = torch.randperm(len(images), generator=g) if len(sources) > 1 else slice(None)
@@ -88,7 +150,7 @@ def joined_batches(
 def replaced_batches(
     real: LabelledImages, synthetic: LabelledImages, params: MixingParams, g: torch.Generator
 ) -> Iterator[Batch]:
-    """Real batches of which each image, with probability 1 - real_fraction, gives way to one generated
+    """Real batches of which each image, with probability 1 - share of real images, gives way to one generated
     from it (DA-Fusion, Trabucco et al. 2023). One that has none stays.
     """
     assert synthetic.origins is not None
@@ -96,8 +158,8 @@ def replaced_batches(
     by_origin = by_origin[int((synthetic.origins < 0).sum()) :]
     counts = torch.bincount(synthetic.origins[by_origin], minlength=len(real))
     starts = counts.cumsum(0) - counts
-    for rows in index_stream(len(real), params.batch_size, g):
-        gives_way = torch.rand(len(rows), generator=g) >= params.real_fraction
+    for step, rows in enumerate(index_stream(len(real), params.batch_size, g)):
+        gives_way = torch.rand(len(rows), generator=g) >= real_share(params, step)
         replaced = gives_way & (counts[rows] > 0)
         place = (torch.rand(len(rows), generator=g) * counts[rows]).long()
         chosen = by_origin[(starts[rows] + place)[replaced]]

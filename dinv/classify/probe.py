@@ -14,7 +14,7 @@ from dinv.classify.heads import Tensors, fit_logistic, fit_svc, logistic_scores,
 from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
 from dinv.features.cache import Network, extract_images
-from dinv.section import OpenFraction, PositiveFloat, Section
+from dinv.section import Fraction, PositiveFloat, Section
 
 ONLY_MIXED = {"real_fraction", "synthetic_loss_weight"}
 
@@ -26,7 +26,7 @@ class ProbeParams(LearnerParams):
     classifier: Literal["logistic", "svc"]
     kernel: Literal["linear", "rbf"]
     C: PositiveFloat
-    real_fraction: OpenFraction
+    real_fraction: Fraction
     synthetic_loss_weight: PositiveFloat
 
     @model_validator(mode="after")
@@ -60,6 +60,7 @@ class Probe:
 
         A class without images gets no probability. Raises UserError if there is one class only.
         """
+        data = weighty(data, params.real_fraction)
         network = find_network(params.features)
         images = [features_of(source.images, network, device) for source in data.sources]
         targets = torch.cat([source.targets for source in data.sources])
@@ -111,6 +112,13 @@ class ProbeFeatures(Section):
 def features_of(images: torch.Tensor, network: Network, device: torch.device) -> torch.Tensor:
     """Features float64 [N, D] of uint8 [N, C, H, W], on the CPU; those that are known are not computed."""
     return torch.from_numpy(extract_images(images, network, ExecutionParams.here(str(device)))).double()
+
+
+def weighty(data: TrainingSet, real_fraction: float) -> TrainingSet:
+    """Without real or generated images that a share of 0 or 1 leaves no weight: one kind alone."""
+    if not data.mixes or 0 < real_fraction < 1:
+        return data
+    return TrainingSet([data.sources[0 if real_fraction == 1 else 1]], data.real)
 
 
 def image_weights(data: TrainingSet, params: ProbeParams) -> torch.Tensor:

@@ -12,10 +12,17 @@ from dinv.classify.augment import AugmentParams, augment
 from dinv.classify.base import Advance, LabelledImages, LearnerParams
 from dinv.classify.batches import make_batches
 from dinv.execution.device import computes_bfloat16
-from dinv.section import Beta, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
+from dinv.section import Beta, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 CURVE_POINTS = 50
-_ONLY_MIXED = {"real_fraction", "mixing", "synthetic_loss_weight"}
+_ONLY_MIXED = {
+    "real_fraction",
+    "real_fraction_schedule",
+    "real_fraction_end",
+    "finish_on_real",
+    "mixing",
+    "synthetic_loss_weight",
+}
 
 
 class TrainingParams(LearnerParams, AugmentParams):
@@ -24,7 +31,10 @@ class TrainingParams(LearnerParams, AugmentParams):
     dtype: Literal["float32", "bfloat16"]
     num_steps: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]
-    real_fraction: OpenFraction
+    real_fraction: Fraction
+    real_fraction_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    real_fraction_end: Fraction = 1.0
+    finish_on_real: Beta = 0.0
     mixing: Literal["batch", "replace"]
     synthetic_loss_weight: PositiveFloat
     lr: PositiveFloat

@@ -1,0 +1,168 @@
+"""How real and generated images are mixed: shares over training, partners; the defaults change nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_classify import batches_of, easy_images, fit, numbered, weights
+from test_config import RAW
+from test_probe import fit as fit_probe
+
+from dinv.classify.batches import batch_sizes, real_share
+from dinv.errors import UserError
+from dinv.params import parse_params
+
+
+def both():
+    """Six real images 0 to 5, and two generated from each: 100 + i and 106 + i."""
+    return [numbered(6, 0), numbered(12, 100, origins=torch.arange(12) % 6)]
+
+
+def num_real(batches):
+    return [int((b.images[:, 0, 0, 0] < 100).sum()) for b in batches]
+
+
+def test_by_default_batches_are_those_of_a_loop_that_knows_no_schedule():
+    """The draws of before: an order of each source per epoch, then an order of the batch."""
+    real, made = sources = both()
+    g = torch.Generator().manual_seed(0)
+    pending = [torch.empty(0, dtype=torch.int64)] * 2
+    for batch in batches_of(sources, 20, batch_size=8, real_fraction=0.25, synthetic_loss_weight=0.5):
+        rows = []
+        for i, (source, count) in enumerate(((real, 2), (made, 6))):
+            while len(pending[i]) < count:
+                pending[i] = torch.cat([pending[i], torch.randperm(len(source), generator=g)])
+            rows.append(pending[i][:count])
+            pending[i] = pending[i][count:]
+        order = torch.randperm(8, generator=g)
+        assert torch.equal(batch.images, torch.cat([real.images[rows[0]], made.images[rows[1]]])[order])
+        targets = torch.cat([real.targets[rows[0]], 0.5 * made.targets[rows[1]]])[order]
+        assert torch.equal(batch.targets, targets)
+
+
+def test_the_default_replaces_with_the_same_draws_as_before():
+    real, made = sources = both()
+    g = torch.Generator().manual_seed(0)
+    pending = torch.empty(0, dtype=torch.int64)
+    for batch in batches_of(sources, 20, mixing="replace", batch_size=4, real_fraction=0.25):
+        while len(pending) < 4:
+            pending = torch.cat([pending, torch.randperm(6, generator=g)])
+        rows, pending = pending[:4], pending[4:]
+        replaced = torch.rand(4, generator=g) >= 0.25
+        chosen = rows + 6 * (torch.rand(4, generator=g) * 2).long()
+        expected = torch.where(replaced.view(-1, 1, 1, 1), made.images[chosen], real.images[rows])
+        assert torch.equal(batch.images, expected)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(2, 50))
+def test_schedules_begin_and_end_where_they_should(start, end, num_steps):
+    for kind in ("linear", "cosine"):
+        params = tiny.train_params(
+            real_fraction=start, real_fraction_end=end, real_fraction_schedule=kind, num_steps=num_steps
+        )
+        shares = [real_share(params, step) for step in range(num_steps)]
+        assert shares[0] == pytest.approx(start) and shares[-1] == pytest.approx(end)
+        falls = np.diff(shares) * (1 if end >= start else -1)
+        assert (falls >= -1e-9).all()
+
+
+def test_schedules_known_answers():
+    """Five steps: p = 0, 1/4, 1/2, 3/4, 1."""
+    update = {"real_fraction": 0.0, "real_fraction_end": 1.0, "num_steps": 5}
+    linear = tiny.train_params(**update, real_fraction_schedule="linear")
+    assert [real_share(linear, s) for s in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    cosine = tiny.train_params(**update, real_fraction_schedule="cosine")
+    expected = [0, (1 - 0.5**0.5) / 2, 0.5, (1 + 0.5**0.5) / 2, 1]
+    assert [real_share(cosine, s) for s in range(5)] == pytest.approx(expected)
+
+
+def test_the_last_steps_can_be_on_real_images_only():
+    """A quarter of 12 steps: the schedule is over before it."""
+    update = {"num_steps": 12, "finish_on_real": 0.25, "real_fraction_end": 0.75}
+    linear = tiny.train_params(real_fraction=0.25, real_fraction_schedule="linear", **update)
+    shares = [real_share(linear, s) for s in range(12)]
+    assert shares[:9] == pytest.approx([0.25 + 0.5 * s / 8 for s in range(9)]) and shares[9:] == [1, 1, 1]
+    for mixing in ("batch", "replace"):
+        found = batches_of(both(), 12, mixing=mixing, real_fraction=0.0, num_steps=12, finish_on_real=0.25)
+        assert num_real(found) == [0] * 9 + [8] * 3
+
+
+def test_batches_follow_the_schedule():
+    update = {"real_fraction": 0.0, "real_fraction_end": 1.0, "real_fraction_schedule": "linear"}
+    found = batches_of(both(), 9, num_steps=9, batch_size=8, **update)
+    assert num_real(found) == list(range(9))
+    found = batches_of(both(), 200, num_steps=200, batch_size=8, mixing="replace", **update)
+    assert np.mean(num_real(found[:50])) == pytest.approx(1, abs=0.4)
+    assert np.mean(num_real(found[150:])) == pytest.approx(7, abs=0.4)
+
+
+def test_only_the_shares_0_and_1_leave_one_kind_out():
+    def sizes(share):
+        return batch_sizes(tiny.train_params(batch_size=8, real_fraction=share), 2)
+
+    assert [sizes(f) for f in (0.0, 0.01, 0.99, 1.0)] == [[0, 8], [1, 7], [7, 1], [8, 0]]
+
+
+@pytest.mark.parametrize("mixing", ["batch", "replace"])
+def test_a_share_of_1_is_the_classifier_of_real_images_to_the_bit(mixing):
+    real = easy_images()
+    made = easy_images(seed=1)
+    mixed = fit(
+        [real, type(made)(made.images, made.targets, torch.arange(60))], real_fraction=1.0, mixing=mixing
+    )
+    alone = fit([real])
+    assert all(torch.equal(value, weights(mixed)[name]) for name, value in weights(alone).items())
+
+
+@pytest.mark.parametrize(("share", "alone"), [(1.0, 0), (0.0, 1)])
+def test_a_probe_with_a_share_of_0_or_1_learns_one_kind_alone(share, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path))
+    sources = [easy_images(n=30), easy_images(n=60, seed=1)]
+    found, expected = fit_probe(*sources, real_fraction=share), fit_probe(sources[alone])
+    assert all(torch.equal(v, weights(found)[name]) for name, v in weights(expected).items())
+    assert len(weights(fit_probe(*sources))["dual"][0]) != len(weights(expected)["dual"][0])
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"real_fraction_schedule": "linear"},
+        {"real_fraction_schedule": "cosine", "real_fraction_end": 0.25},
+        {"finish_on_real": 0.5},
+        {"real_fraction": 0.0},
+    ],
+)
+def test_each_schedule_trains_reproducibly_and_is_not_ignored(update):
+    made = easy_images(seed=1)
+    sources = [easy_images(), type(made)(made.images, made.targets, torch.arange(60))]
+    first, again, without = fit(sources, **update), fit(sources, **update), fit(sources)
+    key = "body.0.weight"
+    assert torch.equal(weights(first)[key], weights(again)[key])
+    assert not torch.equal(weights(first)[key], weights(without)[key])
+
+
+BAD = [
+    ("real_fraction", 1.5, r"real_fraction = 1\.5: .*less than or equal to 1"),
+    ("real_fraction_schedule", "step", r"real_fraction_schedule = 'step': .*'cosine'"),
+    ("real_fraction_end", -0.1, r"real_fraction_end = -0\.1: .*greater than or equal to 0"),
+    ("finish_on_real", 1.0, r"finish_on_real = 1\.0: .*less than 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD)
+def test_bad_values(name, value, message):
+    raw = copy.deepcopy(RAW)
+    raw["train"]["cnn"][name] = value
+    with pytest.raises(UserError, match=r"^params\.yaml: train\.cnn\." + message):
+        parse_params(raw)
+
+
+def test_a_file_from_before_these_parameters_is_read_as_their_defaults():
+    raw = copy.deepcopy(RAW)
+    for name in ("real_fraction_schedule", "real_fraction_end", "finish_on_real"):
+        del raw["train"]["cnn"][name]
+    assert parse_params(raw) == parse_params(RAW)
