@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from test_classify import batches_of, easy_images, fit, numbered, weights
 from test_config import RAW
 from test_probe import fit as fit_probe
+from torchvision.transforms import v2
 
+from dinv.classify.augment import augment, mix
 from dinv.classify.batches import batch_sizes, real_share
 from dinv.errors import UserError
 from dinv.params import parse_params
@@ -145,6 +147,107 @@ def test_each_schedule_trains_reproducibly_and_is_not_ignored(update):
     assert not torch.equal(weights(first)[key], weights(without)[key])
 
 
+def shown(batch):
+    return batch.images[:, 0, 0, 0].long()
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0)])
+def test_by_default_mixing_is_torchvisions_on_the_batch(mixup, cutmix):
+    batch = batches_of(both(), 1, mixup_alpha=mixup, cutmix_alpha=cutmix)[0]
+    assert batch.partners is None
+    params = tiny.train_params(
+        random_crop=False, horizontal_flip=False, mixup_alpha=mixup, cutmix_alpha=cutmix
+    )
+    torch.manual_seed(3)
+    found = augment(batch.images, batch.targets, params, torch.Generator(), batch.partners)
+    torch.manual_seed(3)
+    kinds = [v2.MixUp(alpha=mixup)] if mixup else []
+    kinds += [v2.CutMix(alpha=cutmix)] if cutmix else []
+    expected = kinds[int(torch.randint(len(kinds), ()))](batch.images.float(), batch.targets)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_mixup_with_partners_is_one_convex_combination_with_each_partner():
+    images = torch.from_numpy(tiny.random_images(6, 8, 1)).permute(0, 3, 1, 2)
+    targets, partners = torch.rand(6, 3), torch.tensor([4, 4, 0, 5])
+    for _ in range(5):
+        mixed, soft = mix(images, targets, 1.0, 0.0, partners)
+        own, other = images[:4].float(), images[partners].float()
+        share = ((mixed - other) / (own - other)).nanmedian()
+        torch.testing.assert_close(mixed, share * own + (1 - share) * other, atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            soft, share * targets[:4] + (1 - share) * targets[partners], atol=1e-4, rtol=0
+        )
+
+
+def test_cutmix_with_partners_pastes_the_partners_rectangle():
+    images = (torch.arange(6) + 1).view(6, 1, 1, 1).expand(6, 1, 16, 16).to(torch.uint8)
+    targets, partners = torch.eye(6), torch.tensor([4, 4, 0, 5])
+    mixed, soft = mix(images, targets, 0.0, 1.0, partners)
+    pasted = mixed != images[:4]
+    assert torch.equal(mixed, torch.where(pasted, images[partners], images[:4]).float())
+    area = pasted.flatten(1).float().mean(1)
+    assert torch.allclose(soft[torch.arange(4), partners], area, atol=1e-6) and torch.equal(
+        area, area[:1].expand(4)
+    )
+
+
+ON = {"mixup_alpha": 1.0, "batch_size": 8}
+
+
+@pytest.mark.parametrize("mixing", ["batch", "replace"])
+def test_partners_of_the_other_kind(mixing):
+    plain = batches_of(both(), 1, mixing=mixing, **ON)[0]
+    for batch in batches_of(both(), 30, mixing=mixing, mix_partners="other_kind", **ON):
+        values = shown(batch)
+        assert len(values) == len(batch.partners) == 8
+        assert torch.equal(values < 100, values[batch.partners] >= 100)
+    first = batches_of(both(), 1, mixing=mixing, mix_partners="other_kind", **ON)[0]
+    assert torch.equal(first.images, plain.images) and torch.equal(first.targets, plain.targets)
+
+
+@pytest.mark.parametrize("mixing", ["batch", "replace"])
+def test_partners_are_an_images_own_variant_and_a_variants_own_image(mixing):
+    """Real image i has the variants 100 + i and 106 + i; image 5 has none, variant 111 names no image."""
+    origins = torch.tensor([0, 1, 2, 3, 4, -1, 0, 1, 2, 3, 4, -1])
+    sources = [numbered(6, 0), numbered(12, 100, origins=origins)]
+    update = {"mixing": mixing, "mix_partners": "own_variant", "synthetic_loss_weight": 0.5, **ON}
+    seen = set()
+    for batch in batches_of(sources, 60, **update):
+        values = shown(batch)
+        assert len(values) == 16 and torch.equal(batch.partners, torch.arange(8, 16))
+        assert torch.equal(batch.targets.sum(1), torch.where(values >= 100, 0.5, 1.0))
+        seen |= set(zip(values[:8].tolist(), values[8:].tolist(), strict=True))
+    pairs = {(i, v) for i in range(5) for v in (100 + i, 106 + i)}
+    alone = {(5, 5)} | ({(105, 105), (111, 111)} if mixing == "batch" else set())
+    assert seen == pairs | {(v, i) for i, v in pairs} | alone
+
+
+def test_a_batch_of_one_kind_is_mixed_with_itself_and_nothing_else_is_pairs():
+    update = {"num_steps": 4, "finish_on_real": 0.5, "mix_partners": "own_variant", **ON}
+    assert [b.partners is None for b in batches_of(both(), 4, **update)] == [False, False, True, True]
+    assert batches_of(both()[:1], 1, mix_partners="other_kind", **ON)[0].partners is None
+
+
+def test_generated_images_of_no_real_image_have_no_own_variant():
+    sources = [numbered(6, 0), numbered(6, 100, origins=torch.full((6,), -1))]
+    assert batches_of(sources, 1, mix_partners="other_kind", **ON)[0].partners is not None
+    with pytest.raises(UserError, match=r"mix_partners = 'own_variant': no generated image names its real"):
+        batches_of(sources, 1, mix_partners="own_variant", **ON)
+
+
+@pytest.mark.parametrize("kind", ["other_kind", "own_variant"])
+def test_each_kind_of_partner_trains_reproducibly_and_is_not_ignored(kind):
+    made = easy_images(seed=1)
+    sources = [easy_images(), type(made)(made.images, made.targets, torch.arange(60))]
+    first, again, without = (
+        fit(sources, **ON, cutmix_alpha=1.0, mix_partners=k) for k in (kind, kind, "any")
+    )
+    key = "body.0.weight"
+    assert torch.equal(weights(first)[key], weights(again)[key])
+    assert not torch.equal(weights(first)[key], weights(without)[key])
+
+
 BAD = [
     ("real_fraction", 1.5, r"real_fraction = 1\.5: .*less than or equal to 1"),
     ("real_fraction_schedule", "step", r"real_fraction_schedule = 'step': .*'cosine'"),
@@ -161,8 +264,19 @@ def test_bad_values(name, value, message):
         parse_params(raw)
 
 
+def test_partners_need_something_that_mixes():
+    raw = copy.deepcopy(RAW)
+    raw["train"]["cnn"]["mix_partners"] = "own_variant"
+    with pytest.raises(
+        UserError, match=r"train\.cnn: mix_partners = 'own_variant' needs mixup_alpha or cutmix"
+    ):
+        parse_params(raw)
+    raw["train"]["cnn"]["cutmix_alpha"] = 1.0
+    assert parse_params(raw).train["cnn"].mix_partners == "own_variant"
+
+
 def test_a_file_from_before_these_parameters_is_read_as_their_defaults():
     raw = copy.deepcopy(RAW)
-    for name in ("real_fraction_schedule", "real_fraction_end", "finish_on_real"):
+    for name in ("real_fraction_schedule", "real_fraction_end", "finish_on_real", "mix_partners"):
         del raw["train"]["cnn"][name]
     assert parse_params(raw) == parse_params(RAW)

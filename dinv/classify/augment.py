@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torchvision.transforms import v2
 
+from dinv.classify.partners import MixPartners
 from dinv.section import Fraction, NonNegativeFloat, Section
 
 
@@ -27,12 +28,28 @@ class AugmentParams(Section):
     random_erasing: Fraction
     mixup_alpha: NonNegativeFloat
     cutmix_alpha: NonNegativeFloat
+    mix_partners: MixPartners = "any"
+
+    @model_validator(mode="after")
+    def _partners_are_mixed(self) -> "AugmentParams":
+        if self.mix_partners != "any" and self.mixup_alpha + self.cutmix_alpha == 0:
+            raise ValueError(
+                f"mix_partners = {self.mix_partners!r} needs mixup_alpha or cutmix_alpha above 0"
+            )
+        return self
 
 
 def augment(
-    images: torch.Tensor, targets: torch.Tensor, params: AugmentParams, g: torch.Generator
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    params: AugmentParams,
+    g: torch.Generator,
+    partners: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch uint8 [B, C, H, W] and its targets float32 [B, M], augmented; only mixing changes targets."""
+    """A batch uint8 [B, C, H, W] and its targets float32 [B, M], augmented; only mixing changes targets.
+
+    With `partners`, see Batch, the images that are there as partners only are gone afterwards.
+    """
     if params.random_crop:
         images = random_crop(images, g)
     if params.horizontal_flip:
@@ -44,7 +61,7 @@ def augment(
     for transform in transforms(params):
         images = torch.stack([transform(image) for image in images])
     if params.mixup_alpha + params.cutmix_alpha > 0:
-        return mix(images, targets, params.mixup_alpha, params.cutmix_alpha)
+        return mix(images, targets, params.mixup_alpha, params.cutmix_alpha, partners)
     return images, targets
 
 
@@ -93,12 +110,17 @@ def random_quarter_turns(images: torch.Tensor, generator: torch.Generator) -> to
 
 
 def mix(
-    images: torch.Tensor, targets: torch.Tensor, mixup_alpha: float, cutmix_alpha: float
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    partners: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with itself, by chance if both are on.
 
     An alpha of 0 is off. `targets`, float32 [B, M], are mixed with the images, so their sums may be loss
-    weights. Returns float images in [0, 255] and targets.
+    weights. `partners`, int64 [B], are rows of what each of the first B images is mixed with; None: the image
+    before it. Returns float images in [0, 255] and targets.
     """
     kinds: list[torch.nn.Module] = []
     if mixup_alpha > 0:
@@ -106,5 +128,11 @@ def mix(
     if cutmix_alpha > 0:
         kinds.append(v2.CutMix(alpha=cutmix_alpha))
     kind = kinds[int(torch.randint(len(kinds), ()))]
-    mixed: tuple[torch.Tensor, torch.Tensor] = kind(images.float(), targets)
-    return mixed
+    if partners is None:
+        mixed: tuple[torch.Tensor, torch.Tensor] = kind(images.float(), targets)
+        return mixed
+    # torchvision mixes every image with the one before it: there its partner is put.
+    own = torch.arange(len(partners), device=images.device)
+    order = torch.stack([partners.to(images.device), own], 1).flatten()
+    images, targets = kind(images[order].float(), targets[order])
+    return images[1::2], targets[1::2]

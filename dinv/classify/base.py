@@ -51,6 +51,21 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Images of one step.
+
+    Attributes:
+        images: uint8 [B + P, C, H, W]; the last P are there as partners only.
+        targets: float32 [B + P, M], class probabilities times the image's loss weight.
+        partners: int64 [B], row of what MixUp and CutMix mix each image with; None: any, and P = 0.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    partners: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class TrainingSet:
     """What an arm learns from.
 

@@ -3,12 +3,12 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
-from dinv.classify.base import LabelledImages
+from dinv.classify.base import Batch, LabelledImages
+from dinv.classify.partners import MixPartners, Pairing
 
 
 class MixingParams(Protocol):
@@ -52,6 +52,11 @@ class MixingParams(Protocol):
     @property
     def synthetic_loss_weight(self) -> float:
         """Weight of a generated image's loss where there are two sources."""
+        ...
+
+    @property
+    def mix_partners(self) -> MixPartners:
+        """What MixUp and CutMix mix an image with where there are two sources."""
         ...
 
 
@@ -110,14 +115,6 @@ def batch_sizes(params: MixingParams, num_sources: int, step: int = 0) -> list[i
     return [real, params.batch_size - real]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """uint8 [B, C, H, W], and targets float32 [B, M]: class probabilities times the image's loss weight."""
-
-    images: torch.Tensor
-    targets: torch.Tensor
-
-
 def make_batches(
     sources: Sequence[LabelledImages], params: MixingParams, g: torch.Generator
 ) -> Iterator[Batch]:
@@ -127,43 +124,47 @@ def make_batches(
     """
     if params.real_fraction == 1 and params.real_fraction_schedule == "constant":
         sources = sources[:1]
-    if len(sources) == 2 and params.mixing == "replace":
-        return replaced_batches(sources[0], sources[1], params, g)
-    return joined_batches(sources, params, g)
+    if len(sources) == 1:
+        return plain_batches(sources[0], params, g)
+    real, synthetic = sources
+    pairing = Pairing(real, synthetic, params.mix_partners, params.synthetic_loss_weight)
+    mixed = replaced_batches if params.mixing == "replace" else joined_batches
+    return mixed(pairing, params, g)
 
 
-def joined_batches(
-    sources: Sequence[LabelledImages], params: MixingParams, g: torch.Generator
-) -> Iterator[Batch]:
+def plain_batches(images: LabelledImages, params: MixingParams, g: torch.Generator) -> Iterator[Batch]:
+    """Batches of one image set."""
+    for rows in index_stream(len(images), params.batch_size, g):
+        yield Batch(images.images[rows], images.targets[rows])
+
+
+def joined_batches(pairing: Pairing, params: MixingParams, g: torch.Generator) -> Iterator[Batch]:
     """So many images of each source in every batch, in random order: MixUp pairs neighbours."""
-    weights = (1.0, params.synthetic_loss_weight)
-    streams = [Indices(len(s), g) for s in sources]
+    real, synthetic = pairing.real, pairing.synthetic
+    of_real, of_synthetic = Indices(len(real), g), Indices(len(synthetic), g)
     for step in itertools.count():
-        counts = batch_sizes(params, len(sources), step)
-        rows = [stream.take(n) for stream, n in zip(streams, counts, strict=True)]
-        images = torch.cat([s.images[r] for s, r in zip(sources, rows, strict=True)])
-        targets = torch.cat([w * s.targets[r] for s, r, w in zip(sources, rows, weights, strict=False)])
-        order = torch.randperm(len(images), generator=g) if len(sources) > 1 else slice(None)
-        yield Batch(images[order], targets[order])
+        count, count_synthetic = batch_sizes(params, 2, step)
+        rows, made = of_real.take(count), of_synthetic.take(count_synthetic)
+        images = torch.cat([real.images[rows], synthetic.images[made]])
+        targets = torch.cat([real.targets[rows], params.synthetic_loss_weight * synthetic.targets[made]])
+        order = torch.randperm(len(images), generator=g)
+        yield pairing.paired(
+            Batch(images[order], targets[order]), order < count, torch.cat([rows, made])[order], g
+        )
 
 
-def replaced_batches(
-    real: LabelledImages, synthetic: LabelledImages, params: MixingParams, g: torch.Generator
-) -> Iterator[Batch]:
+def replaced_batches(pairing: Pairing, params: MixingParams, g: torch.Generator) -> Iterator[Batch]:
     """Real batches of which each image, with probability 1 - share of real images, gives way to one generated
     from it (DA-Fusion, Trabucco et al. 2023). One that has none stays.
     """
-    assert synthetic.origins is not None
-    by_origin = synthetic.origins.argsort(stable=True)
-    by_origin = by_origin[int((synthetic.origins < 0).sum()) :]
-    counts = torch.bincount(synthetic.origins[by_origin], minlength=len(real))
-    starts = counts.cumsum(0) - counts
+    real, synthetic, variants = pairing.real, pairing.synthetic, pairing.variants
     for step, rows in enumerate(index_stream(len(real), params.batch_size, g)):
         gives_way = torch.rand(len(rows), generator=g) >= real_share(params, step)
-        replaced = gives_way & (counts[rows] > 0)
-        place = (torch.rand(len(rows), generator=g) * counts[rows]).long()
-        chosen = by_origin[(starts[rows] + place)[replaced]]
+        replaced = gives_way & (variants.counts[rows] > 0)
+        chosen = variants.choose(rows, replaced, g)
         images, targets = real.images[rows], real.targets[rows]
         images[replaced] = synthetic.images[chosen]
         targets[replaced] = params.synthetic_loss_weight * synthetic.targets[chosen]
-        yield Batch(images, targets)
+        of_kind = rows.clone()
+        of_kind[replaced] = chosen
+        yield pairing.paired(Batch(images, targets), ~replaced, of_kind, g)

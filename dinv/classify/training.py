@@ -21,6 +21,7 @@ _ONLY_MIXED = {
     "real_fraction_end",
     "finish_on_real",
     "mixing",
+    "mix_partners",
     "synthetic_loss_weight",
 }
 
@@ -102,7 +103,7 @@ def train_network(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(params, step) * group.get("lr_scale", 1.0)
         targets = smoothed(batch.targets.to(device), params.label_smoothing)
-        images, targets = augment(batch.images.to(device), targets, params, g)
+        images, targets = augment(batch.images.to(device), targets, params, g, batch.partners)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = classifier(images).float()
         loss = weighted_cross_entropy(logits, targets)
