@@ -21,13 +21,13 @@ def export_image_folder(source: Path, target: Path) -> int:
     if target.exists():
         raise UserError(f"{target}: exists already; remove it or give another folder")
     images = ImageSetReader(source)
-    names = [_file_name(name) for name in images.class_names]
+    names = [file_name(name) for name in images.class_names]
     _require_distinct(names, images.class_names, source)
     for name in names:
         (target / name).mkdir(parents=True)
     for row in tqdm(range(len(images)), "export", unit="image", mininterval=1):
         image = images.take([row])
-        path = target / names[int(image.labels[0])] / f"{_file_name(image.ids[0])}.png"
+        path = target / names[int(image.labels[0])] / f"{file_name(image.ids[0])}.png"
         if path.exists():
             raise UserError(f"{source}: image {image.ids[0]!r} and another would both be {path}; rename one")
         pixels = image.images[0]
@@ -35,7 +35,8 @@ def export_image_folder(source: Path, target: Path) -> int:
     return len(images)
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
+    """The text as a name of a file or folder: `T-shirt/top` is `T-shirt_top`."""
     return re.sub(r"[^\w.-]", "_", text)
 
 

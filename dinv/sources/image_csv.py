@@ -23,7 +23,7 @@ DVC_CACHE = ("files", "md5")  # .dvc/cache/files/md5/d4/1d8cd98f00b204e9800998ec
 
 def load(root: Path, seed: int) -> RawSplits:
     """List the images; pixels are read later, one at a time."""
-    rows = _read_table(root / TABLE)
+    rows = read_table(root / TABLE)
     class_names = sorted({row["label"] for row in rows})
     if len(class_names) < 2:
         raise UserError(f"{root / TABLE}: found {len(class_names)} classes; classification needs two")
@@ -37,7 +37,11 @@ def load(root: Path, seed: int) -> RawSplits:
     return RawSplits(class_names, parts["train"], parts["val"] if parts["val"].ids else None, parts["test"])
 
 
-def _read_table(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table with columns path and label, and any others; raises UserError for the first wrong one.
+
+    Each path is in its shortest form, leads to a file below the table's folder and is listed once.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = list(csv.DictReader(file, strict=True))

@@ -13,6 +13,7 @@ STRATEGIES = Registry(
         "genie": "dinv.strategies.genie:Genie",
         "genie_ada": "dinv.strategies.genie_ada:GenieAda",
         "image_to_image": "dinv.strategies.image_to_image:ImageToImage",
+        "import_folder": "dinv.strategies.import_folder:ImportFolder",
         "lecf": "dinv.strategies.lecf:Lecf",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
         "retrieval": "dinv.strategies.retrieval:Retrieval",
