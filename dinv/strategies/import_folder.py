@@ -123,7 +123,7 @@ def _listed_in_table(folder: Path) -> list[tuple[str, str, str | None]]:
 
 def _listed_by_folder(folder: Path) -> list[tuple[str, str, str | None]]:
     """The same of every file below a folder that is named as a class."""
-    found = []
+    found: list[tuple[str, str, str | None]] = []
     for file in folder.rglob("*"):
         parts = file.relative_to(folder).parts
         if not file.is_file() or any(part.startswith(".") for part in parts):
