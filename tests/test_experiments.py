@@ -15,15 +15,16 @@ import tiny
 import vl_convert
 from PIL import Image
 
-from dinv.classify.arms import baselines
+from dinv.classify.arms import REAL, Arm, baselines
 from dinv.cli import main
 from dinv.errors import UserError
 from dinv.experiments import pipeline, run
 from dinv.experiments.figures import chart, figure
+from dinv.experiments.headline import headline_table, interval
 from dinv.experiments.results import efficiency_table, shown, table, tidy
 from dinv.experiments.spec import Experiment, changed, load_experiment
 from dinv.metrics.efficiency import matching_size
-from dinv.params import read_yaml
+from dinv.params import parse_params, read_yaml
 from dinv.preset import PRESETS, preset_settings
 
 NAMES = sorted(p.stem for p in (tiny.ROOT / "experiments").glob("*.yaml"))
@@ -308,6 +309,60 @@ def test_efficiency_table_known_answer():
     assert efficiency_table(rows, small(**sizes, split="test"), BASELINES) == ""
 
 
+ARMS_OF_BOTH = {
+    "weak": Arm(images=REAL, real=False, learner="cnn"),
+    "strong": Arm(images=REAL, real=False, learner="strong"),
+    "mixed": Arm(images="data/generated/inversion", real=True, learner="cnn"),
+    "mixed_strong": Arm(images="data/generated/inversion", real=True, learner="strong"),
+}
+
+
+def picked_on(val, test):
+    """Rows of three choices of images: accuracies by arm, a list per choice."""
+    text = "arm,seed,split,top1_accuracy\n"
+    return pd.concat(
+        tidy(
+            {"data.seed": i},
+            text + "".join(f"{arm},0,val,{val[arm][i]}\n{arm},0,test,{test[arm][i]}\n" for arm in val),
+            [SETS],
+            LEARNED,
+        )
+        for i in range(3)
+    )
+
+
+def test_the_best_of_either_side_is_picked_on_validation_and_compared_on_test():
+    """Differences 3, 5 and 1: 3 +- 4.303 * 2 / sqrt(3). The best on test are others."""
+    val = {"weak": [1, 1, 9], "strong": [2, 2, 2], "mixed": [5, 5, 5], "mixed_strong": [4, 5, 6]}
+    test = {"weak": [99, 99, 70], "strong": [60, 60, 99], "mixed": [63, 65, 99], "mixed_strong": [99, 99, 71]}
+    seeds = {"grid": {"data.seed": [0, 1, 2]}, "pool": "data.seed", "figure": {"x": "arm"}, "split": "test"}
+    experiment = small(**seeds, arms=list(val), best=True)
+    lines = headline_table(picked_on(val, test), experiment, ARMS_OF_BOTH).splitlines()
+    assert lines[2] == (
+        "| 63.33 | 66.33 | +3.00 (-1.97 to +7.97) | 3 | strong 2, weak 1 | mixed 2, mixed_strong 1 |"
+    )
+    assert headline_table(picked_on(val, test), small(**seeds, arms=list(val)), ARMS_OF_BOTH) == ""
+
+
+def test_an_interval_of_one_value_is_unknown():
+    assert all(pd.isna(end) for end in interval([1.0]))
+    assert interval([1.0, 3.0]) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+
+
+def test_an_experiment_brings_arms_and_learners_of_its_own(folder):
+    text = SMALL.replace(
+        "set: {", "set: {+arms.again: {images: data/real/train, real: false, learner: cnn}, "
+    )
+    (folder / "experiments/small.yaml").write_text(text.replace("[synthetic, real]", "[again, real]"))
+    assert load_experiment("small", BASE).arms == ["real", "again"]
+
+
+def test_the_best_are_compared_on_test_only(folder):
+    (folder / "experiments/small.yaml").write_text(SMALL + "best: true\n")
+    with pytest.raises(UserError, match="best: arms are picked on val and compared on test"):
+        load_experiment("small", BASE)
+
+
 def test_figure_shows_the_numbers_of_its_split_only():
     rows = small_rows()
     first = figure(rows, small(), ARMS)
@@ -357,11 +412,16 @@ def test_committed_tables_follow_from_their_committed_numbers(name, monkeypatch)
     preset, _, experiment_name = name.rpartition("-")  # PRESET-EXPERIMENT, or an experiment alone
     base = changed(BASE, preset_settings(BASE, [preset] if preset else []), PRESETS)
     experiment, folder = load_experiment(experiment_name, base), tiny.ROOT / "metrics/experiments"
-    against = baselines(tiny.PARAMS.arms)
+    arms = parse_params(changed(base, experiment.set, PRESETS)).arms
+    against = baselines(arms)
     rows = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
     places = [{k: str(v) for k, v in run.place.items()} for run in experiment.runs()]
     assert rows[list(places[0])].drop_duplicates().to_dict("records") == places
-    tables = (table(rows, experiment, against), efficiency_table(rows, experiment, against))
+    tables = (
+        table(rows, experiment, against),
+        efficiency_table(rows, experiment, against),
+        headline_table(rows, experiment, arms),
+    )
     assert (folder / f"{name}.md").read_text() == "\n".join(filter(None, tables))
     assert (folder / f"figures/{name}.png").is_file()
 

@@ -12,9 +12,10 @@ import pandas as pd
 
 from dinv.classify.arms import baselines
 from dinv.experiments.figures import figure
+from dinv.experiments.headline import headline_table
 from dinv.experiments.pipeline import run_pipeline
 from dinv.experiments.results import efficiency_table, table, tidy
-from dinv.experiments.spec import Experiment, Settings, changed, load_experiment
+from dinv.experiments.spec import FOLDER, Experiment, Settings, changed, load_experiment
 from dinv.files import atomic_write
 from dinv.metrics.tables import write_csv, write_text
 from dinv.params import Params, parse_params, read_yaml
@@ -32,7 +33,8 @@ def run_experiment(name: str, presets: Sequence[str] = ()) -> None:
     base = read_yaml(Path("params.yaml"))
     always = preset_settings(base, presets)
     base = changed(base, always, PRESETS)
-    params, experiment = parse_params(base), load_experiment(name, base)
+    experiment = load_experiment(name, base)
+    params = parse_params(changed(base, experiment.set, FOLDER / f"{name}.yaml"))
     name = "-".join([*presets, name])
     found: list[pd.DataFrame] = []
     runs = experiment.runs()
@@ -58,8 +60,12 @@ def save(name: str, rows: pd.DataFrame, experiment: Experiment, params: Params) 
     against = baselines(params.arms)
     text = table(rows, experiment, against)
     write_csv(OUTPUT / f"{name}.csv", rows)
-    both = filter(None, (text, efficiency_table(rows, experiment, against)))
-    write_text(OUTPUT / f"{name}.md", "\n".join(both))
+    tables = (
+        text,
+        efficiency_table(rows, experiment, against),
+        headline_table(rows, experiment, params.arms),
+    )
+    write_text(OUTPUT / f"{name}.md", "\n".join(filter(None, tables)))
     with atomic_write(FIGURES / f"{name}.png") as temporary:
         temporary.write_bytes(figure(rows, experiment, list(params.arms)))
     return text

@@ -67,6 +67,8 @@ class Experiment(BaseModel):
             is no number of classifiers: blocks of `invert`, or image sets.
         worth: arms that a second table translates into numbers of real images, for a grid of
             data.num_per_class.
+        best: whether a further table compares the best arm without generated images with the best with
+            them, each picked by validation accuracy.
         pool: a parameter of the grid, such as data.seed, whose values count as further seeds.
         split: `val` where a parameter is chosen by the answer, `test` only where none is.
         figure: how it is drawn.
@@ -79,6 +81,7 @@ class Experiment(BaseModel):
     cells: dict[str, Settings] = {}
     arms: list[str] = []
     worth: list[str] = []
+    best: bool = False
     pool: str | None = None
     split: Literal["val", "test"] | None = None
     figure: Figure
@@ -119,7 +122,7 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
         base: the sections of params.yaml.
 
     Returns:
-        The experiment, its arms all named and in the order of params.yaml.
+        The experiment, its arms all named and in the order of its parameters.
 
     Raises:
         UserError: there is no such file, or what it says is unknown, out of range or without effect.
@@ -129,7 +132,7 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
     _check_names(experiment, path)
     for run in experiment.runs():
         _check_split(experiment, parse_params(changed(base, run.settings, path), str(path)), path)
-    return _with_arms(experiment, parse_params(base), path)
+    return _with_arms(experiment, parse_params(changed(base, experiment.set, path), str(path)), path)
 
 
 def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, Any]:
@@ -173,9 +176,12 @@ def _check_split(experiment: Experiment, params: Params, path: Path) -> None:
         raise UserError(f"{path}: split: missing; write val where a parameter is chosen, else test")
     if metric not in OF_CLASSIFIERS and experiment.split is not None:
         raise UserError(f"{path}: split: {metric} is not measured on a split; remove it")
-    if experiment.split == "val" and not has_validation(params.data):
+    if experiment.best and experiment.split != "test":
+        raise UserError(f"{path}: best: arms are picked on val and compared on test; write split: test")
+    if (experiment.split == "val" or experiment.best) and not has_validation(params.data):
+        needs = "best: true" if experiment.best else "split: val"
         raise UserError(
-            f"{path}: split: val, but data.num_val_per_class = 0 and {params.data.source} brings no "
+            f"{path}: {needs}, but data.num_val_per_class = 0 and {params.data.source} brings no "
             "validation images of its own; set data.num_val_per_class, in params.yaml or in the experiment"
         )
 

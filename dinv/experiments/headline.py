@@ -1,0 +1,70 @@
+"""The best without generated images against the best with them, each picked on validation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from dinv.classify.arms import Arm
+from dinv.experiments.spec import ARM, OF_CLASSIFIERS, Experiment
+from dinv.metrics.tables import markdown
+
+_SIDES = {True: "best without", False: "best with"}
+
+
+def headline_table(rows: pd.DataFrame, experiment: Experiment, arms: Mapping[str, Arm]) -> str:
+    """Markdown, a line per answer; empty unless the experiment asks for it with `best`.
+
+    In every run and for every seed, the arm with the highest validation accuracy is picked on either side:
+    arms of real images only, and arms that learn from generated ones. Shown are the means of the picked
+    arms' test accuracy, the mean of their difference with its 95 % t interval over runs and seeds, and which
+    arms were picked how often.
+    """
+    if not experiment.best:
+        return ""
+    picked = picks(rows, experiment, arms)
+    columns = experiment.columns
+    groups = picked.groupby(columns, sort=False) if columns else [((), picked)]
+    return markdown(pd.DataFrame([_line(columns, key, group) for key, group in groups]))
+
+
+def picks(rows: pd.DataFrame, experiment: Experiment, arms: Mapping[str, Arm]) -> pd.DataFrame:
+    """What was picked: a line per run, seed and side, with columns arm, side, val and test (percent)."""
+    keys = [*experiment.columns, *([experiment.pool] if experiment.pool else []), "seed"]
+    accuracy = rows[(rows["metric"] == OF_CLASSIFIERS[0]) & rows[ARM].isin(experiment.arms)]
+    accuracy = accuracy.assign(value=pd.to_numeric(accuracy["value"]))
+    wide = accuracy.pivot(index=[*keys, ARM], columns="split", values="value").reset_index()
+    wide["side"] = wide[ARM].map(lambda arm: _SIDES[arms[arm].only_real])
+    # Of equally good arms the first in the order of params.yaml.
+    wide["place"] = wide[ARM].map(experiment.arms.index)
+    best = wide.sort_values(["val", "place"], ascending=[False, True]).drop_duplicates([*keys, "side"])
+    order = {name: pd.Categorical(best[name], rows[name].unique(), ordered=True) for name in keys}
+    return best.assign(**order).sort_values(keys).assign(**{k: best[k] for k in keys})
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % t interval of a mean; not a number for fewer than two values."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return np.nan, np.nan
+    reach = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def _line(columns: Sequence[str], key: Any, picked: pd.DataFrame) -> dict[str, str]:
+    found = {side: picked[picked["side"] == side] for side in _SIDES.values()}
+    without, with_ = (found[side]["test"].to_numpy() for side in _SIDES.values())
+    low, high = interval(with_ - without)
+    return {
+        **dict(zip(columns, key, strict=True)),
+        **{side: f"{group['test'].mean():.2f}" for side, group in found.items()},
+        "difference (95 % interval)": f"{(with_ - without).mean():+.2f} ({low:+.2f} to {high:+.2f})",
+        "n": str(len(without)),
+        **{f"picked {side[5:]}": _counts(group[ARM]) for side, group in found.items()},
+    }
+
+
+def _counts(names: "pd.Series[str]") -> str:
+    return ", ".join(f"{name} {n}" for name, n in names.value_counts(sort=True).items())
