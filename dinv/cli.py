@@ -17,6 +17,7 @@ in the folder that holds params.yaml.
   dinv preset stl10 sd14 resnet18                    the paper's settings -> params.yaml
   dinv experiment learning_curve                     many settings -> one table and one figure
   dinv tune default                                  the best settings of each arm, found with equal effort
+  dinv report                                        the run in this folder -> one page, report.html
 """
 EXPORT = """\
 Write an image set of the pipeline as a folder of PNG files per class, for programs that read no Parquet.
@@ -46,6 +47,14 @@ on labelled images that were left out. Then run the pipeline with the best of ea
 table into metrics/tuning/. After an interruption the same command goes on where it was. Run dvc repro first.
 
   dinv tune default
+"""
+REPORT = """\
+Write one page about the run in this folder: what generated images gain or harm, pictures, cost, licences. It
+is one file that needs no server and no network. With --against also about another run, side by side.
+
+  dinv report                                          -> report.html
+  dinv report --against lambda-0.8                     an experiment, a git revision or another folder
+  dinv report --markdown --output comment.md           for a pull request
 """
 
 
@@ -85,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     tune = add("tune", "find each arm's best settings with equal effort", TUNE)
     tune.add_argument("name", help="file of tune/ without .yaml")
     tune.set_defaults(run=_tune)
+    report = add("report", "write a page about a run, or two side by side", REPORT)
+    report.add_argument("--output", type=Path, help="file to write (default: report.html or report.md)")
+    report.add_argument("--against", metavar="RUN", help="git revision, experiment of DVC, or folder")
+    report.add_argument("--markdown", action="store_true", help="Markdown instead of HTML")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -110,6 +124,12 @@ def _tune(args: argparse.Namespace) -> None:
     from dinv.tuning.run import run_tuning  # noqa: PLC0415
 
     run_tuning(args.name)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dinv.report.run import write_report  # noqa: PLC0415
+
+    print(f"report in {write_report(args.output, args.against, args.markdown)}")
 
 
 if __name__ == "__main__":

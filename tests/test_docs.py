@@ -138,10 +138,17 @@ def written(page):
 
 
 def test_pages_with_commands_are_those_that_are_tested():
-    """The tests below, test_readme.py and test_remote.py run all blocks of these pages."""
+    """The tests below, test_readme.py, test_remote.py and test_report_page.py run all blocks of these pages."""
     found = {lang: {p.name for p in PAGES if f"```{lang}" in written(p)} for lang in ("bash", "python")}
     assert found == {
-        "bash": {"README.md", "own_images.md", "running_large.md", "experiments.md", "sharing.md"},
+        "bash": {
+            "README.md",
+            "own_images.md",
+            "running_large.md",
+            "experiments.md",
+            "sharing.md",
+            "report.md",
+        },
         "python": {"method.md", "own_images.md"},
     }
 
