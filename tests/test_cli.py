@@ -30,11 +30,12 @@ finally:
         "dinv preset stl10",
         "dinv experiment learning_curve",
         "dinv tune default",
+        "dinv report",
     ):
         assert example in done.stdout
 
 
-@pytest.mark.parametrize("command", ["export", "preset", "experiment", "tune"])
+@pytest.mark.parametrize("command", ["export", "preset", "experiment", "tune", "report"])
 def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
