@@ -185,6 +185,7 @@ CHANGES = {
     "num_inference_steps": 5,
     "scheduler": "ddim",
     "noise_unit": "relative",
+    "noise_covariance": "pooled",
 }
 UNDER_GUIDANCE = {"unconditional": "empty", "unconditional_scope": "class"}
 WHICH_IMAGES = {"num_images_per_embedding", "balance_classes"}

@@ -12,6 +12,7 @@ from dinv.inversion.bank import BankReader, BankStatistics, load_statistics
 from dinv.rng import generator
 from dinv.section import Fraction, NonNegativeFloat, PositiveInt, Seed
 from dinv.strategies.base import Draw, Inputs, Material, StrategyParams
+from dinv.strategies.class_noise import Shrunk, nearest_others, shrunk
 from dinv.strategies.from_noise import FromNoise, noise_seeds
 
 Key = tuple[str, int]  # (source id, variant)
@@ -24,10 +25,11 @@ class DiffusionInversionParams(StrategyParams):
     balance_classes: bool
     noise_std: NonNegativeFloat
     noise_unit: Literal["absolute", "relative"]
+    noise_covariance: Literal["isotropic", "class", "pooled"] = "isotropic"
     interpolation: Fraction
     interpolation_distribution: Literal["fixed", "uniform"]
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)]
-    unconditional: Literal["mean", "empty"]
+    unconditional: Literal["mean", "empty", "other_class"]
     unconditional_scope: Literal["dataset", "class"]
     scheduler: Literal["pndm", "ddim", "dpmsolver++"]
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
@@ -60,7 +62,7 @@ def perturb(
         c_j: its partner's, of the same class and never c_i itself, [B, K, D].
         a: weight of the partner in [0, 1], [B].
         noise_std: lambda, a number, or one per element [K, D] when relative to the bank's spread.
-        xi: N(0, I), [B, K, D].
+        xi: N(0, I), or with the covariance of learned embeddings, [B, K, D].
     """
     a = a.view(-1, 1, 1)
     return (1 - a) * c_i + a * c_j + noise_std * xi
@@ -72,7 +74,8 @@ class Perturbation:
     `empty_prompt` is the empty prompt's embedding [K, D], needed if params.unconditional says so.
 
     Raises:
-        UserError: interpolation is asked for and a class has one image only.
+        UserError: a class has one image only, and interpolation or the noise needs more; or there is one
+            class only, and another is asked for.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Perturbation:
         self._rounds = rounds(self._members, params)
         self._ends = np.cumsum([len(rows) for rows in self._rounds])
         self._row_of = {image_id: row for row, image_id in enumerate(bank.ids)}
+        self._covariances: dict[int | None, Shrunk] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -104,14 +108,38 @@ class Perturbation:
         c_i = self.bank.embeds(self._rows(draws))
         c_j = self.bank.embeds([self._row_of[str(d.facts["partner_id"])] for d in draws])
         a = torch.tensor([float(d.facts["interpolation"]) for d in draws])
-        seed, shape = self.params.seed, self.bank.shape
-        xi = [torch.randn(shape, generator=generator(seed, "embedding", *key)) for key in keys(draws)]
-        return perturb(c_i, c_j, a, self._noise_std, torch.stack(xi))
+        return perturb(c_i, c_j, a, self._noise_std, torch.stack([self._xi(draw) for draw in draws]))
 
     def unconditional(self, draws: Sequence[Draw]) -> torch.Tensor:
         """Unconditional conditions, float32 [B, K, D]."""
         labels = self.bank.labels[self._rows(draws)]
         return self._uncond[labels if len(self._uncond) > 1 else torch.zeros_like(labels)]
+
+    def _xi(self, draw: Draw) -> torch.Tensor:
+        """The image's noise [K, D]: N(0, I), or N(0, Sigma) of its class, of mean variance 1 if absolute."""
+        g = generator(self.params.seed, "embedding", *keys([draw])[0])
+        eps = torch.randn(self.bank.shape, generator=g)
+        if self.params.noise_covariance == "isotropic":
+            return eps
+        sigma = self._covariance(draw.label if self.params.noise_covariance == "class" else None)
+        xi = sigma.draw(eps.flatten(), torch.randn(len(sigma.rows), generator=g)).view_as(eps)
+        return xi / sigma.variance**0.5 if self.params.noise_unit == "absolute" else xi
+
+    def _covariance(self, label: int | None) -> Shrunk:
+        """Of a class's embeddings around their mean; None: of all, around the means of their classes."""
+        if label not in self._covariances:
+            chosen = self._members if label is None else {label: self._members[label]}
+            groups = [self.bank.embeds(rows.tolist()).flatten(1) for rows in chosen.values()]
+            deviations = torch.cat([group - group.mean(0) for group in groups])
+            try:
+                self._covariances[label] = shrunk(deviations)
+            except ValueError as error:
+                whose = "every class" if label is None else f"class {label}"
+                raise UserError(
+                    f"noise_covariance = {self.params.noise_covariance!r}: embeddings of {whose} do not "
+                    "differ and have no covariance; add images, or set it to isotropic"
+                ) from error
+        return self._covariances[label]
 
     def _rows(self, draws: Sequence[Draw]) -> list[int]:
         return [self._row_of[str(d.source_id)] for d in draws]
@@ -136,6 +164,8 @@ class Perturbation:
             "num_inference_steps": p.num_inference_steps,
             "seed": p.seed,
         }
+        if p.noise_covariance != "isotropic":  # else the table is that of before this parameter
+            facts["noise_covariance"] = p.noise_covariance
         return Draw(f"{source}#{variant}", int(self.bank.labels[row]), source, facts)
 
     def _partner(self, row: int, variant: int) -> tuple[int, float]:
@@ -153,9 +183,19 @@ class Perturbation:
         if needs_empty_prompt(self.params):
             assert self.empty_prompt is not None
             return self.empty_prompt.cpu()[None]
+        if self.params.unconditional == "other_class":
+            return self.statistics.class_means[self._others()]
         if self.params.unconditional_scope == "class":
             return self.statistics.class_means
         return self.statistics.mean[None]
+
+    def _others(self) -> torch.Tensor:
+        """The class that each is most easily taken for: that of the nearest mean embedding, int64 [M]."""
+        means = self.statistics.class_means
+        present = torch.tensor([label in self._members for label in range(len(means))])
+        if present.sum() < 2:
+            raise UserError("unconditional = 'other_class': the images are of one class; set it to mean")
+        return nearest_others(means, present)
 
 
 class DiffusionInversion(Perturbation):
@@ -210,9 +250,13 @@ def needs_empty_prompt(params: DiffusionInversionParams) -> bool:
 
 
 def noise_std(statistics: BankStatistics, params: DiffusionInversionParams) -> torch.Tensor:
-    """lambda as it multiplies xi: a scalar, or [K, D] in units of the bank's std per element."""
+    """lambda as it multiplies xi: a scalar, or [K, D] in units of the bank's std per element.
+
+    Where xi has the embeddings' covariance, it has their unit, too, if relative.
+    """
     lam = torch.tensor(params.noise_std)
-    return lam * statistics.std if params.noise_unit == "relative" else lam
+    of_elements = params.noise_unit == "relative" and params.noise_covariance == "isotropic"
+    return lam * statistics.std if of_elements else lam
 
 
 def rounds(members: dict[int, torch.Tensor], params: DiffusionInversionParams) -> list[torch.Tensor]:
