@@ -15,7 +15,7 @@ from dinv.classify.augment import augment, mix, random_crop, random_flip, random
 from dinv.classify.base import LabelledImages, TrainingSet
 from dinv.classify.batches import batch_sizes, index_stream, make_batches
 from dinv.classify.cnn import Cnn
-from dinv.classify.confidence import confident_rows, label_confidence
+from dinv.classify.confidence import class_confidence, confident_rows, label_confidence
 from dinv.classify.store import StoredClassifier, load_classifier, save_classifier
 from dinv.classify.training import learning_rate, smoothed, weighted_cross_entropy
 from dinv.errors import UserError
@@ -216,7 +216,7 @@ def test_filter_leaves_out_what_the_real_arms_classifiers_doubt():
     good, bad = easy_images(seed=3), easy_images(n=9, seed=4)
     images = torch.cat([good.images, bad.images])
     labels = torch.cat([labels_of(good), (labels_of(bad) + 1) % 3]).numpy()
-    confidence = label_confidence(teachers, images, labels, CPU)
+    confidence = label_confidence(class_confidence(teachers, images, CPU), labels)
     each = np.mean([t.predict_proba(images, CPU) for t in teachers], axis=0)
     assert np.allclose(confidence, each[range(69), labels], atol=1e-6)
     kept = confident_rows(confidence, labels, ["a", "b", "c"], 0.5)

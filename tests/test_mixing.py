@@ -1,7 +1,9 @@
 """How real and generated images are mixed: shares over training, partners; the defaults change nothing."""
 
 import copy
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +17,16 @@ from test_config import RAW
 from test_probe import fit as fit_probe
 from torchvision.transforms import v2
 
+from dinv.classify.arms import Arm
 from dinv.classify.augment import augment, mix
 from dinv.classify.batches import batch_sizes, real_share
+from dinv.classify.choice import Choice, best_share, report
+from dinv.classify.cnn import CnnParams
+from dinv.classify.run import Trainer
 from dinv.errors import UserError
+from dinv.images.image_set import ImageSet, save_image_set
 from dinv.params import parse_params
+from dinv.tuning.spec import Tuning, check
 
 
 def both():
@@ -149,6 +157,92 @@ def test_each_schedule_trains_reproducibly_and_is_not_ignored(update):
     assert not torch.equal(weights(first)[key], weights(without)[key])
 
 
+def test_a_share_is_chosen_by_accuracy_and_more_real_images_win_a_tie():
+    scores = {0.25: [50.0, 70.0], 0.5: [65.0, 60.0], 1.0: [60.0, 60.0]}
+    assert best_share(scores) == 0.5
+    assert best_share({0.25: [60.0, 60.0], 1.0: [70.0, 50.0], 0.5: [50.0, 70.0]}) == 1.0
+    assert (
+        report(scores)
+        == "real_fraction by cross-validation: 0.25: 60.00, 0.5: 62.50, 1: 60.00; 0.5 is chosen"
+    )
+
+
+def save(folder, values, labels, **provenance):
+    images = np.asarray(values, np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    ids = [f"{folder.name}-{i}" for i in range(len(values))]
+    save_image_set(ImageSet(images, np.asarray(labels), ids, ["a", "b"], provenance), folder)
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """12 real images of two classes; of each two generated ones that show the other class."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path / "scratch"))
+    labels = [i % 2 for i in range(12)]
+    save(tmp_path / "data/real/train", [40 + 120 * k + i for i, k in enumerate(labels)], labels)
+    sources = {"source_id": [f"train-{i}" for i in range(12)] * 2}
+    save(tmp_path / "data/generated/bad", [45 + 120 * (1 - k) for k in labels * 2], labels * 2, **sources)
+    return Arm(images="data/generated/bad", real=True, learner="cnn")
+
+
+def trained(arm, output, **update):
+    small = {"num_steps": 20, "seeds": [0], "real_fraction": 0.1, "choose_real_folds": 2}
+    params = tiny.train_params(**{**small, "choose_real_from": [0.1, 1.0], **update})
+    Trainer(params, tiny.PARAMS.execution, torch.device("cpu"), "code").train("mixed", arm, output)
+    return (output / "part-00000.safetensors").read_bytes()
+
+
+def test_where_generated_images_mislead_none_are_chosen(task, tmp_path, capfd):
+    alone = trained(Arm(images="data/real/train", real=False, learner="cnn"), tmp_path / "real")
+    assert not (tmp_path / "real/real_fraction.json").exists()
+    chosen = trained(task, tmp_path / "chosen", choose_real="cross_validation")
+    found = json.loads((tmp_path / "chosen/real_fraction.json").read_text())
+    assert found["chosen"] == 1.0 and all(len(v) == 2 for v in found["accuracy"].values())
+    assert np.mean(found["accuracy"]["1.0"]) > np.mean(found["accuracy"]["0.1"])
+    assert chosen == alone != trained(task, tmp_path / "not")
+    capfd.readouterr()
+    text = (tmp_path / "chosen/real_fraction.json").read_bytes()
+    assert trained(task, tmp_path / "chosen", choose_real="cross_validation") == chosen
+    assert "4 of 4 parts are already finished" in "".join(capfd.readouterr())
+    assert (tmp_path / "chosen/real_fraction.json").read_bytes() == text
+
+
+def test_an_interrupted_choice_goes_on_and_ends_alike(task, tmp_path, monkeypatch):
+    whole = trained(task, tmp_path / "whole", choose_real="cross_validation")
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path / "other"))
+    compute, tries = Choice.compute, []
+
+    def dies(self, task, advance):
+        if len(tries) == 3:
+            raise KeyboardInterrupt
+        tries.append(task)
+        return compute(self, task, advance)
+
+    monkeypatch.setattr(Choice, "compute", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trained(task, tmp_path / "again", choose_real="cross_validation")
+    monkeypatch.setattr(Choice, "compute", lambda self, *a: (tries.append(a), compute(self, *a))[1])
+    assert trained(task, tmp_path / "again", choose_real="cross_validation") == whole
+    assert len(tries) == 4, "three before, one after"
+
+
+def test_one_image_per_class_is_too_few_to_choose_by(task, tmp_path):
+    save(tmp_path / "data/real/train", [40, 160], [0, 1])
+    with pytest.raises(UserError, match=r"needs two labelled images of each class; .*choose_real to none"):
+        trained(task, tmp_path / "x", choose_real="cross_validation")
+
+
+def test_a_search_of_its_own_refuses_the_choice():
+    tuning = Tuning(question="?", trials=1, arms={"mixed": {"train.cnn.lr": [0.1, 0.2]}})
+    raw = copy.deepcopy(RAW)
+    check(tuning, raw, Path("tune/x.yaml"))
+    raw["train"]["cnn"]["choose_real"] = "cross_validation"
+    with pytest.raises(
+        UserError, match=r"arms\.mixed: train\.cnn\.choose_real = 'cross_validation': set it to none"
+    ):
+        check(tuning, raw, Path("tune/x.yaml"))
+
+
 def shown(batch):
     return batch.images[:, 0, 0, 0].long()
 
@@ -254,6 +348,10 @@ BAD = [
     ("real_fraction", 1.5, r"real_fraction = 1\.5: .*less than or equal to 1"),
     ("real_fraction_schedule", "step", r"real_fraction_schedule = 'step': .*'cosine'"),
     ("real_fraction_end", -0.1, r"real_fraction_end = -0\.1: .*greater than or equal to 0"),
+    ("choose_real", "best", r"choose_real = 'best': .*'cross_validation'"),
+    ("choose_real_from", [1.0], r"choose_real_from = \[1\.0\]: .*at least 2"),
+    ("choose_real_from", [1.0, 1.0], r"choose_real_from: the shares to choose from must differ"),
+    ("choose_real_folds", 1, r"choose_real_folds = 1: .*greater than or equal to 2"),
     ("finish_on_real", 1.0, r"finish_on_real = 1\.0: .*less than 1"),
 ]
 
@@ -266,7 +364,7 @@ def test_bad_values(name, value, message):
         parse_params(raw)
 
 
-def test_partners_need_something_that_mixes():
+def test_parameters_that_do_not_fit_each_other():
     raw = copy.deepcopy(RAW)
     raw["train"]["cnn"]["mix_partners"] = "own_variant"
     with pytest.raises(
@@ -274,12 +372,20 @@ def test_partners_need_something_that_mixes():
     ):
         parse_params(raw)
     raw["train"]["cnn"]["cutmix_alpha"] = 1.0
+    parse_params(raw)
+    raw["train"]["cnn"] |= {"choose_real": "cross_validation", "real_fraction_schedule": "linear"}
+    with pytest.raises(
+        UserError, match=r"train\.cnn: choose_real chooses one share; set real_fraction_schedule"
+    ):
+        parse_params(raw)
+    raw["train"]["cnn"]["real_fraction_schedule"] = "constant"
     assert parse_params(raw).train["cnn"].mix_partners == "own_variant"
 
 
 def test_what_params_yaml_does_not_say_is_the_default_that_its_comments_tell():
-    told = dict(re.findall(r"^    # (\w+): +(\w[\w.]*)", (tiny.ROOT / "params.yaml").read_text(), re.M))
+    _, text = (tiny.ROOT / "params.yaml").read_text().split("\n  cnn:\n")
+    told = dict(re.findall(r"^    # (\w+): +(\[.*?\]|\w[\w.]*)", text, re.M))
     raw = copy.deepcopy(RAW)
     raw["train"]["cnn"] |= {name: YAML(typ="safe").load(value) for name, value in told.items()}
-    assert {"real_fraction_schedule", "mix_partners"} <= told.keys()
+    assert told.keys() == {name for name, field in CnnParams.model_fields.items() if not field.is_required()}
     assert parse_params(raw) == parse_params(RAW)

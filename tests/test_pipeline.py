@@ -22,7 +22,7 @@ from killing import kill_and_resume
 from project import ARMS, GENERATE, INVERT, MEASURE, STAGES, TRAIN
 from ruamel.yaml import YAML
 
-from dinv.classify.confidence import label_confidence
+from dinv.classify.confidence import class_confidence, label_confidence
 from dinv.classify.store import load_classifiers
 from dinv.images.image_set import load_image_set
 from dinv.params import Params
@@ -304,7 +304,8 @@ def test_a_filter_trains_on_fewer_images_and_says_so(project):
     found = []
     for name in tiny.PARAMS.generate:
         images = load_image_set(project.root / "data/generated" / name)
-        confidence = label_confidence(teachers, images.tensor(), images.labels, torch.device("cpu"))
+        probabilities = class_confidence(teachers, images.tensor(), torch.device("cpu"))
+        confidence = label_confidence(probabilities, images.labels)
         found.append((images.labels, confidence))
     # The best image of the least sure class just stays.
     threshold = float(min(c[labels == k].max() for labels, c in found for k in range(10))) * 0.999

@@ -12,14 +12,15 @@ import pytest
 import tiny
 import torch
 
+from dinv.classify import folds, generated
 from dinv.classify.arms import Arm
 from dinv.classify.base import Fitted
+from dinv.classify.folds import Scorer, allowed_rows, cross_validation
 from dinv.errors import UserError
 from dinv.files import digest_of
 from dinv.images.image_set import ImageSet, ImageSetReader, save_image_set
 from dinv.params import read_yaml
-from dinv.tuning import folds
-from dinv.tuning.folds import Scorer, allowed_rows, cross_validation, has_small_validation, validation
+from dinv.tuning.folds import has_small_validation, validation
 from dinv.tuning.report import Results, table, tidy
 from dinv.tuning.spec import Tuning, check, distributions, load_tuning, present
 from dinv.tuning.study import Search, best, open_storage
@@ -246,7 +247,7 @@ def test_held_out_images_never_train_nor_do_those_generated_from_them(sets, tmp_
 
 
 def test_a_teacher_of_the_filter_has_not_seen_them_either(sets, tmp_path, recorder, monkeypatch):
-    monkeypatch.setattr(folds, "confident_rows", lambda confidence, *rest: np.arange(len(confidence))[:5])
+    monkeypatch.setattr(generated, "confident_rows", lambda confidence, *rest: np.arange(len(confidence))[:5])
     arm = Arm(images="data/generated/inversion", real=False, learner="cnn")
     (fold, *_) = cross_validation(sets[0], 3, 1, seed=0)
     list(Scorer(tmp_path, arm, tiny.train_params(min_confidence=0.5), CPU).scores([fold]))

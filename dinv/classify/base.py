@@ -6,23 +6,62 @@ classifier per seed, resuming, storing, filtering and evaluating are the same fo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from dinv.section import Section, Seed
+from dinv.classify.feature_params import TeacherParams
+from dinv.section import Beta, Fraction, PositiveFloat, Section, Seed
 
+# Parameters that decide which images and labels a learner is given, not what it makes of them.
+NOT_OF_TRAINING = frozenset(
+    {
+        "learner",
+        "seeds",
+        "min_confidence",
+        "min_confidence_quantile",
+        "max_confidence_quantile",
+        "soft_labels",
+        "teacher_weight",
+        "teacher_temperature",
+        "teacher",
+        "choose_real",
+        "choose_real_from",
+        "choose_real_folds",
+    }
+)
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Advance = Callable[[int], None]
 
 
 class LearnerParams(Section):
-    """What every block of `train` has: which learner, one classifier per seed, which images are left out."""
+    """What every block of `train` has: which learner, one classifier per seed, which images are left out, and
+    what a teacher says of the others.
+    """
 
     learner: str
     min_confidence: Annotated[float, Field(ge=0, lt=1)]
+    min_confidence_quantile: Beta = 0.0
+    max_confidence_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
+    soft_labels: Literal["none", "teacher"] = "none"
+    teacher_weight: Fraction = 0.5
+    teacher_temperature: PositiveFloat = 1.0
+    teacher: TeacherParams | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _some_are_left(self) -> "LearnerParams":
+        if self.min_confidence_quantile >= self.max_confidence_quantile:
+            high = self.max_confidence_quantile
+            raise ValueError(f"min_confidence_quantile must be below max_confidence_quantile ({high})")
+        return self
+
+    @property
+    def asks_a_teacher(self) -> bool:
+        """Whether generated images are left out or labelled by what classifiers of real images say."""
+        quantiles = self.min_confidence_quantile, self.max_confidence_quantile
+        return self.min_confidence > 0 or quantiles != (0, 1) or self.soft_labels == "teacher"
 
     @field_validator("seeds")
     @classmethod
@@ -30,6 +69,35 @@ class LearnerParams(Section):
         if len(set(seeds)) != len(seeds):
             raise ValueError("seeds must differ from each other: a repeated seed is not a new run")
         return seeds
+
+
+class MixedParams(LearnerParams):
+    """What learners have that weigh real images against generated ones.
+
+    Attributes:
+        real_fraction: share of real images, in [0, 1].
+        choose_real: whether this share is chosen among `choose_real_from` by cross-validation.
+    """
+
+    real_fraction: Fraction
+    synthetic_loss_weight: PositiveFloat
+    choose_real: Literal["none", "cross_validation"] = "none"
+    choose_real_from: Annotated[
+        list[Fraction], Field(min_length=2, default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
+    ]
+    choose_real_folds: Annotated[int, Field(ge=2)] = 5
+
+    @field_validator("choose_real_from")
+    @classmethod
+    def _choices_differ(cls, shares: list[float]) -> list[float]:
+        if len(set(shares)) != len(shares):
+            raise ValueError("the shares to choose from must differ from each other")
+        return shares
+
+    @property
+    def only_real(self) -> bool:
+        """Whether an arm that mixes learns from real images only after all."""
+        return self.real_fraction == 1
 
 
 @dataclass(frozen=True)

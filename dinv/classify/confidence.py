@@ -1,4 +1,4 @@
-"""Leave out generated images that classifiers of the real ones doubt (He et al. 2023 do so with CLIP)."""
+"""What classifiers of the real images say of generated ones: which to leave out, and their soft labels."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,17 @@ from dinv.classify.store import StoredClassifier
 from dinv.errors import UserError
 
 
-def label_confidence(
-    classifiers: Sequence[StoredClassifier],
-    images: torch.Tensor,
-    labels: NDArray[np.int64],
-    device: torch.device,
+def class_confidence(
+    classifiers: Sequence[StoredClassifier], images: torch.Tensor, device: torch.device
 ) -> NDArray[np.float32]:
-    """Probability of each image's own label, mean over the classifiers, float32 [N] in [0, 1].
+    """Class probabilities of uint8 images [N, C, H, W], mean over the classifiers, float32 [N, M]."""
+    mean: NDArray[np.float32] = np.mean([c.predict_proba(images, device) for c in classifiers], axis=0)
+    return mean
 
-    `images` are uint8 [N, C, H, W].
-    """
-    mean = np.mean([c.predict_proba(images, device) for c in classifiers], axis=0)
-    confidence: NDArray[np.float32] = mean[np.arange(len(labels)), labels]
+
+def label_confidence(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Probability of each image's own label, float32 [N], from those of all classes [N, M]."""
+    confidence: NDArray[np.float32] = probabilities[np.arange(len(labels)), labels]
     return confidence
 
 
@@ -31,7 +30,11 @@ def confident_rows(
     class_names: Sequence[str],
     min_confidence: float,
 ) -> NDArray[np.int64]:
-    """Rows with at least that confidence; raises UserError if a class loses all of its own."""
+    """Rows with at least that confidence (He et al. 2023 filter so with CLIP).
+
+    Raises:
+        UserError: a class loses all of its own.
+    """
     kept = np.flatnonzero(confidence >= min_confidence)
     lost = sorted(set(labels.tolist()) - set(labels[kept].tolist()))
     if lost:
@@ -40,3 +43,36 @@ def confident_rows(
             f"{class_names[lost[0]]!r} is left; lower it"
         )
     return kept
+
+
+def quantile_rows(
+    confidence: NDArray[np.float32], labels: NDArray[np.int64], low: float, high: float
+) -> NDArray[np.int64]:
+    """Rows whose confidence is, within their class, neither among the lowest nor among the highest.
+
+    Of a class's n images, ranked from 0 by confidence, those of rank floor(low n) to ceil(high n) - 1: one
+    at least. Between a low and a middle quantile are images that the classifiers are unsure of, without those
+    that they take for another class (after Deliberate Practice, Askari-Hemmat et al. 2025).
+    """
+    kept = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        ranked = rows[np.argsort(confidence[rows], kind="stable")]
+        # Rounded: 0.7 times 10 is a little less than 7.
+        first, end = round(low * len(rows), 9), round(high * len(rows), 9)
+        kept.append(ranked[int(np.floor(first)) : int(np.ceil(end))])
+    return np.sort(np.concatenate(kept))
+
+
+def soft_targets(
+    targets: NDArray[np.float32], probabilities: NDArray[np.float32], weight: float, temperature: float
+) -> NDArray[np.float32]:
+    """y' = (1 - w) y + w q with q_m proportional to p_m^(1 / T): softmax of the teacher's logits over T.
+
+    Both [N, M] with rows that sum to 1 (distillation, Hinton et al. 2015, of which only the teacher is
+    softened; LECF, He et al. 2023, so labels generated images).
+    """
+    logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float64) / temperature
+    exponents = np.exp(logits - logits.max(1, keepdims=True))
+    softened = exponents / exponents.sum(1, keepdims=True)
+    return ((1 - weight) * targets + weight * softened).astype(np.float32)

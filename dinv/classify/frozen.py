@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 
-from dinv.diffusion.features import Pooling, unet_features
+from dinv.classify.feature_params import UNetFeatures
+from dinv.diffusion.features import unet_features
 from dinv.diffusion.loading import fetch_model, load_model, model_digest
 from dinv.diffusion.params import ModelParams
 from dinv.execution.code import code_digest
@@ -16,25 +15,6 @@ from dinv.features.cache import Extraction, Network
 from dinv.features.extractors import Extractor
 from dinv.features.params import FeatureNetwork
 from dinv.files import digest_of
-from dinv.section import Section
-
-
-class UNetFeatures(Section):
-    """The generator's own: one noised pass with the empty prompt, read at a block of the UNet.
-
-    `path`, `dtype` and `resolution` are as in section `model`.
-    """
-
-    network: Literal["unet"]
-    path: str
-    dtype: Literal["float32", "float16", "bfloat16"]
-    resolution: Annotated[int, Field(ge=8)]
-    block: Annotated[str, Field(pattern=r"^(mid|(down|up)_\d+)$")]
-    timestep: Annotated[int, Field(ge=0)]
-    pooling: Pooling
-
-
-FrozenFeatures = Annotated[FeatureNetwork | UNetFeatures, Field(discriminator="network")]
 
 
 @dataclass(frozen=True)

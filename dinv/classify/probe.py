@@ -8,26 +8,25 @@ from typing import Any, Literal
 import torch
 from pydantic import model_validator
 
-from dinv.classify.base import Advance, Fitted, LearnerParams, Predict, TrainingSet
-from dinv.classify.frozen import FrozenFeatures, find_network
+from dinv.classify.base import NOT_OF_TRAINING, Advance, Fitted, MixedParams, Predict, TrainingSet
+from dinv.classify.feature_params import FrozenFeatures
+from dinv.classify.frozen import find_network
 from dinv.classify.heads import Tensors, fit_logistic, fit_svc, logistic_scores, svc_scores, weighted_rows
 from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
 from dinv.features.cache import Network, extract_images
-from dinv.section import Fraction, PositiveFloat, Section
+from dinv.section import PositiveFloat, Section
 
 ONLY_MIXED = {"real_fraction", "synthetic_loss_weight"}
 
 
-class ProbeParams(LearnerParams):
+class ProbeParams(MixedParams):
     """Which features, and how they are classified. No random number is drawn, so one seed is enough."""
 
     features: FrozenFeatures
     classifier: Literal["logistic", "svc"]
     kernel: Literal["linear", "rbf"]
     C: PositiveFloat
-    real_fraction: Fraction
-    synthetic_loss_weight: PositiveFloat
 
     @model_validator(mode="after")
     def _kernel_has_an_effect(self) -> "ProbeParams":
@@ -44,7 +43,7 @@ class Probe:
     @staticmethod
     def settings(params: ProbeParams, mixes: bool, device: torch.device) -> dict[str, Any]:
         """All but the mixing, where nothing is mixed; the network by its bytes."""
-        exclude = {"learner", "seeds", "min_confidence", "features", *(() if mixes else ONLY_MIXED)}
+        exclude = {*NOT_OF_TRAINING, "features", *(() if mixes else ONLY_MIXED)}
         return {**params.model_dump(exclude=exclude), "features": find_network(params.features).digest}
 
     @staticmethod

@@ -1,25 +1,25 @@
 """From an arm to its trained classifiers: what is the same for every learner."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dinv.classify.arms import REAL, Arm
-from dinv.classify.base import Advance, LabelledImages, LearnerParams, TrainingSet
-from dinv.classify.confidence import confident_rows, label_confidence
+from dinv.classify.base import Advance, LearnerParams, MixedParams, TrainingSet
+from dinv.classify.choice import Choice, best_share, report
+from dinv.classify.generated import labelled, prepared
 from dinv.classify.registry import LEARNERS
 from dinv.classify.store import StoredClassifier, load_classifiers, save_classifier
+from dinv.classify.teacher import fit_teacher
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import FILES, PartStore, Plan, to_bytes
 from dinv.execution.run import run_parts
-from dinv.files import bytes_digest, digest_of
+from dinv.files import bytes_digest, digest_of, write_json
 from dinv.images.image_set import batches
 from dinv.images.mapped import MappedImageSet
 from dinv.images.reader import ImageSetReader
@@ -47,10 +47,15 @@ class Trainer:
         return ImageSetReader(Path(REAL)).mapped()
 
     def train(self, name: str, arm: Arm, output: Path) -> None:
-        """One classifier per seed, a part each, into a folder."""
-        sources = [self.real] if arm.only_real or arm.real else []
-        if not arm.only_real:
-            sources.append(self._kept(ImageSetReader(Path(arm.images))))
+        """One classifier per seed, a part each, into a folder, and real_fraction.json where it is chosen."""
+        params = self.params if isinstance(self.params, MixedParams) else None
+        if params is not None and params.choose_real != "none" and arm.real:
+            self._choose_and_train(name, arm, params, output)
+            return
+        only_real = arm.only_real or (arm.real and params is not None and params.only_real)
+        sources = [self.real] if only_real or arm.real else []
+        if not only_real:
+            sources.append(self._prepared(ImageSetReader(Path(arm.images))))
         self._run(name, sources, output)
 
     def _run(self, name: str, sources: Sequence[MappedImageSet], output: Path) -> None:
@@ -60,21 +65,34 @@ class Trainer:
         key = [self.code, self.params.learner, settings, content]
         plan = seed_plan(f"{name}, classifier", self.params.seeds, key, learner.num_units(self.params))
         worker = partial(TrainWorker, self, sources)
-        here = self.execution.model_copy(update={"backend": "local", "num_workers": 1, "address": None})
-        run_parts(plan, PartStore("train"), FILES, worker, here, output)
+        run_parts(plan, PartStore("train"), FILES, worker, self._here, output)
 
-    def _kept(self, reader: ImageSetReader) -> MappedImageSet:
-        """Generated images, less those that classifiers of the real ones doubt."""
-        images, least = reader.mapped(), self.params.min_confidence
-        if least == 0:
-            return images
-        confidence = label_confidence(self._teachers(), images.tensor(), images.labels, self.device)
-        kept = confident_rows(confidence, images.labels, images.class_names, least)
-        print(f"{len(kept)} of {len(images)} generated images have confidence {least} or more")
-        return reader.mapped(kept.tolist())
+    @property
+    def _here(self) -> ExecutionParams:
+        """On this machine, whatever else runs elsewhere."""
+        return self.execution.model_copy(update={"backend": "local", "num_workers": 1, "address": None})
+
+    def _choose_and_train(self, name: str, arm: Arm, params: MixedParams, output: Path) -> None:
+        """Choose the share of real images, train with it, and write down what the choice rests on."""
+        made = ImageSetReader(Path(arm.images)).mapped()
+        links = {column: ids for column, ids in made.provenance.items() if column.endswith("_id")}
+        content = [content_digest(self.real), content_digest(made), digest_of(links)]
+        scores = Choice(params, arm, self.device, self.code, content).scores(name, self._here)
+        print(report(scores))
+        chosen = {"real_fraction": best_share(scores), "choose_real": "none"}
+        replace(self, params=params.model_copy(update=chosen)).train(name, arm, output)
+        write_json(output / "real_fraction.json", {"chosen": best_share(scores), "accuracy": scores})
+
+    def _prepared(self, reader: ImageSetReader) -> MappedImageSet:
+        """Generated images, filtered and labelled by classifiers of the real ones if asked for."""
+        return prepared(reader, range(len(reader)), self.params, self._teachers, self.device)
 
     def _teachers(self) -> list[StoredClassifier]:
-        """The same learner's classifiers of the real images, which another arm may have trained already."""
+        """The teacher; else the same learner's classifiers of the real images, which another arm may have
+        trained already.
+        """
+        if self.params.teacher is not None:
+            return [fit_teacher(labelled(self.real, None, self.device), self.params.teacher, self.device)]
         with TemporaryDirectory() as folder:
             self._run("teacher", [self.real], Path(folder) / "classifiers")
             return load_classifiers(Path(folder) / "classifiers")
@@ -113,29 +131,3 @@ def content_digest(images: MappedImageSet) -> str:
     sources = json.dumps(images.provenance.get("source_id")).encode()
     pixels = (images.pixels[rows].tobytes() for rows in batches(len(images), 1000))
     return bytes_digest(images.labels.tobytes(), soft, sources, *pixels)
-
-
-def labelled(
-    images: MappedImageSet, row_of: Mapping[str, int] | None, device: torch.device
-) -> LabelledImages:
-    """An image set as a learner sees it; `row_of` tells rows of real images, None: these are real."""
-    targets = torch.from_numpy(class_probabilities(images))
-    origins = None
-    if row_of is not None:
-        sources = images.provenance.get("source_id", [None] * len(images))
-        origins = torch.tensor([row_of.get(i, -1) if i is not None else -1 for i in sources])
-    return LabelledImages(placed(images.tensor(), device), targets, origins)
-
-
-def class_probabilities(images: MappedImageSet) -> NDArray[np.float32]:
-    """float32 [N, M]: as stored, or 1 for the label."""
-    if images.probabilities is not None:
-        return images.probabilities
-    return np.eye(len(images.class_names), dtype=np.float32)[images.labels]
-
-
-def placed(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The images on a GPU if a quarter of its free memory holds them, else where they are."""
-    if device.type != "cuda" or images.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
-        return images
-    return images.to(device)

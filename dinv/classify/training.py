@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dinv.classify.architectures import Classifier
 from dinv.classify.augment import AugmentParams, augment
-from dinv.classify.base import Advance, LabelledImages, LearnerParams
+from dinv.classify.base import NOT_OF_TRAINING, Advance, LabelledImages, MixedParams
 from dinv.classify.batches import make_batches
 from dinv.execution.device import computes_bfloat16
 from dinv.section import Beta, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -26,22 +26,31 @@ _ONLY_MIXED = {
 }
 
 
-class TrainingParams(LearnerParams, AugmentParams):
+class TrainingParams(MixedParams, AugmentParams):
     """How a network is trained."""
 
     dtype: Literal["float32", "bfloat16"]
     num_steps: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]
-    real_fraction: Fraction
     real_fraction_schedule: Literal["constant", "linear", "cosine"] = "constant"
     real_fraction_end: Fraction = 1.0
     finish_on_real: Beta = 0.0
     mixing: Literal["batch", "replace"]
-    synthetic_loss_weight: PositiveFloat
     lr: PositiveFloat
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: NonNegativeFloat
     label_smoothing: Beta
+
+    @model_validator(mode="after")
+    def _one_share_is_chosen(self) -> "TrainingParams":
+        if self.choose_real != "none" and self.real_fraction_schedule != "constant":
+            raise ValueError("choose_real chooses one share; set real_fraction_schedule to constant")
+        return self
+
+    @property
+    def only_real(self) -> bool:
+        """Whether an arm that mixes learns from real images only after all."""
+        return self.real_fraction == 1 and self.real_fraction_schedule == "constant"
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "TrainingParams":
@@ -52,7 +61,7 @@ class TrainingParams(LearnerParams, AugmentParams):
 
 def training_settings(params: TrainingParams, mixes: bool, device: torch.device) -> dict[str, Any]:
     """All but the mixing, where nothing is mixed; the type that the device really computes in."""
-    exclude = {"learner", "seeds", "min_confidence", *(() if mixes else _ONLY_MIXED)}
+    exclude = {*NOT_OF_TRAINING, *(() if mixes else _ONLY_MIXED)}
     return {**params.model_dump(exclude=exclude), "dtype": str(computed_dtype(params, device))}
 
 

@@ -1,143 +1,15 @@
-"""The score of settings: how well classifiers do on labelled images that neither they nor their generated
-images come from.
-"""
+"""The score of settings on validation images; that of cross-validation is in dinv.classify.folds."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from dinv.classify.arms import REAL, Arm
-from dinv.classify.base import LearnerParams, TrainingSet
-from dinv.classify.confidence import confident_rows, label_confidence
-from dinv.classify.registry import LEARNERS
-from dinv.classify.run import labelled
-from dinv.classify.store import StoredClassifier
-from dinv.errors import UserError
+from dinv.classify.arms import REAL
+from dinv.classify.folds import Fold
 from dinv.images.image_set import ImageSetReader
-from dinv.metrics.accuracy import top1_accuracy
 from dinv.rng import derive_seed
 
 VALIDATION = "data/real/val"
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One training and what it is measured on.
-
-    Attributes:
-        train: rows of the real training images to learn from.
-        scored: the set to be measured on, of which `rows`.
-        seed: of the classifier.
-        held_out: ids of training images that nothing may be learned from.
-    """
-
-    train: NDArray[np.int64]
-    scored: ImageSetReader
-    rows: NDArray[np.int64]
-    seed: int
-    held_out: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Trains and measures an arm in the folder `root`, which has the data that the parameters make."""
-
-    root: Path
-    arm: Arm
-    params: LearnerParams
-    device: torch.device
-
-    def scores(self, folds: Sequence[Fold]) -> Iterator[float]:
-        """Accuracy of each fold, in percent, as it is known."""
-        real = ImageSetReader(self.root / REAL)
-        made = None if self.arm.only_real else ImageSetReader(self.root / self.arm.images)
-        for fold in folds:
-            classifier = self._trained(fold, real, made)
-            shown = fold.scored.mapped(fold.rows.tolist())
-            predicted = classifier.predict_proba(shown.tensor(), self.device).argmax(1)
-            yield top1_accuracy(shown.labels, predicted)
-
-    def _trained(self, fold: Fold, real: ImageSetReader, made: ImageSetReader | None) -> StoredClassifier:
-        kept = real.mapped(fold.train.tolist())
-        own = labelled(kept, None, self.device)
-        sources = [own] if made is None or self.arm.real else []
-        if made is not None:
-            rows = self._confident(
-                allowed_rows(made, fold.held_out), made, TrainingSet([own], own), fold.seed
-            )
-            row_of = {image_id: row for row, image_id in enumerate(kept.ids)}
-            sources.append(labelled(made.mapped(rows.tolist()), row_of, self.device))
-        return self._fit(TrainingSet(sources, own), fold.seed)
-
-    def _fit(self, data: TrainingSet, seed: int) -> StoredClassifier:
-        name = self.params.learner
-        fitted = LEARNERS[name].fit(data, self.params, seed, self.device, lambda n: None)
-        return StoredClassifier(name, fitted, seed, sum(len(source) for source in data.sources))
-
-    def _confident(
-        self, rows: NDArray[np.int64], made: ImageSetReader, real: TrainingSet, seed: int
-    ) -> NDArray[np.int64]:
-        """Less the generated images that a classifier of this fold's real images doubts."""
-        least = self.params.min_confidence
-        if least == 0:
-            return rows
-        images = made.mapped(rows.tolist())
-        confidence = label_confidence([self._fit(real, seed)], images.tensor(), images.labels, self.device)
-        return rows[confident_rows(confidence, images.labels, images.class_names, least)]
-
-
-def allowed_rows(made: ImageSetReader, held_out: frozenset[str]) -> NDArray[np.int64]:
-    """Generated images of which neither source nor partner is held out; all, if nothing is.
-
-    Any column that ends in `_id` names an image.
-
-    Raises:
-        UserError: the images do not say which they were made from, or none is left.
-    """
-    if not held_out:
-        return np.arange(len(made))
-    columns = {name: values for name, values in made.provenance.items() if name.endswith("_id")}
-    if any(source is None for source in columns.get("source_id", [None])):
-        raise UserError(
-            "score: cross_validation, but generated images do not name the real image that they were made "
-            "from, so none can be left out; set score to validation"
-        )
-    touched = [any(v in held_out for v in values) for values in zip(*columns.values(), strict=True)]
-    rows = np.flatnonzero(~np.array(touched))
-    if not len(rows):
-        raise UserError(
-            "score: cross_validation leaves no generated image to learn from: each has a held-out source or "
-            "partner; use more folds or more images"
-        )
-    return rows
-
-
-def cross_validation(real: ImageSetReader, num_folds: int, repeats: int, seed: int) -> list[Fold]:
-    """Stratified folds, divided anew in every repeat.
-
-    Raises:
-        UserError: a class has one image only.
-    """
-    from sklearn.model_selection import StratifiedKFold  # noqa: PLC0415 - seconds
-
-    fewest = images_per_class(real)
-    if fewest < 2:
-        raise UserError(
-            "score: cross_validation needs two labelled images of each class; set score to validation"
-        )
-    found: list[Fold] = []
-    for repeat in range(repeats):
-        state = derive_seed(seed, "folds", repeat) % 2**32
-        splitter = StratifiedKFold(min(num_folds, fewest), shuffle=True, random_state=state)
-        for train, held_out in splitter.split(np.zeros(len(real)), real.labels):
-            own = derive_seed(seed, "classifier", len(found)) % 2**32
-            ids = frozenset(real.ids[row] for row in held_out.tolist())
-            found.append(Fold(train, real, held_out, own, ids))
-    return found
 
 
 def validation(real: ImageSetReader, images: ImageSetReader, repeats: int, seed: int) -> list[Fold]:
@@ -145,11 +17,6 @@ def validation(real: ImageSetReader, images: ImageSetReader, repeats: int, seed:
     everything, rows = np.arange(len(real)), np.arange(len(images))
     seeds = [derive_seed(seed, "classifier", repeat) % 2**32 for repeat in range(repeats)]
     return [Fold(everything, images, rows, s) for s in seeds]
-
-
-def images_per_class(images: ImageSetReader) -> int:
-    """Of the class with the fewest."""
-    return int(np.bincount(images.labels, minlength=len(images.class_names)).min())
 
 
 def has_small_validation(root: Path) -> bool:

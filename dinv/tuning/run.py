@@ -20,6 +20,8 @@ from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
 from dinv.classify.arms import REAL
+from dinv.classify.base import NOT_OF_TRAINING
+from dinv.classify.folds import Fold, Scorer, cross_validation, images_per_class
 from dinv.classify.registry import LEARNERS
 from dinv.errors import UserError
 from dinv.execution.code import code_digest
@@ -33,7 +35,6 @@ from dinv.images.image_set import ImageSetReader
 from dinv.metrics.tables import write_csv, write_text
 from dinv.params import Params, parse_params, read_yaml
 from dinv.tuning import folds
-from dinv.tuning.folds import Fold, Scorer
 from dinv.tuning.report import Results, table, tidy
 from dinv.tuning.spec import FOLDER, Tuning, at, effective_blocks, load_tuning, present
 from dinv.tuning.study import Search, best, open_storage
@@ -129,7 +130,7 @@ class Tuner:
         kind = t.score
         if kind == "auto":
             kind = "validation" if folds.has_small_validation(folder) else "cross_validation"
-        size = folds.images_per_class(ImageSetReader(folder / REAL))
+        size = images_per_class(ImageSetReader(folder / REAL))
         if kind == "cross_validation":
             held = min(t.folds, size)
             return Measured(
@@ -138,7 +139,7 @@ class Tuner:
         shown = ImageSetReader(folder / folds.VALIDATION)
         if not len(shown):
             raise UserError(f"{self.path}: score: validation, but there are no validation images")
-        each = folds.images_per_class(shown)
+        each = images_per_class(shown)
         more = f", more than the {size} to learn from" if each > size else ""
         return Measured(kind, t.repeats, f"{each} validation images per class{more}")
 
@@ -149,8 +150,13 @@ class Tuner:
         settings = LEARNERS[params.learner].settings(params, chosen.real, self.device)
         blocks = {name: at(self.sections, name) for name in effective_blocks(self.params, arm)[1:]}
         key = [
-            code_digest(LEARNERS.module(params.learner), "dinv.classify.run", "dinv.tuning.folds"),
-            [settings, params.min_confidence, chosen.model_dump(), blocks],
+            code_digest(LEARNERS.module(params.learner), "dinv.classify.folds", "dinv.tuning.folds"),
+            [
+                settings,
+                params.model_dump(include=set(NOT_OF_TRAINING - {"seeds"})),
+                chosen.model_dump(),
+                blocks,
+            ],
             [self.sections["data"], self.sections["model"], _content(folder, chosen.images)],
             t.model_dump(include={"score", "folds", "repeats", "seed"}),
             {name: str(values) for name, values in t.arms[arm].items()},
@@ -182,7 +188,7 @@ class Tuner:
         """The same for every arm and trial."""
         t, real = self.tuning, ImageSetReader(folder / REAL)
         if measured.kind == "cross_validation":
-            return folds.cross_validation(real, t.folds, t.repeats, t.seed)
+            return cross_validation(real, t.folds, t.repeats, t.seed)
         return folds.validation(real, ImageSetReader(folder / folds.VALIDATION), t.repeats, t.seed)
 
 

@@ -12,6 +12,7 @@ from optuna.distributions import (
 )
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dinv.classify.base import MixedParams
 from dinv.errors import UserError
 from dinv.experiments.spec import Settings, changed, read_typed
 from dinv.params import LEARNED, Params, parse_params
@@ -91,6 +92,12 @@ def check(tuning: Tuning, base: dict[str, Any], path: Path) -> None:
         if arm not in params.arms:
             raise UserError(f"{path}: arms.{arm}: no such arm; there are {', '.join(params.arms)}")
         blocks = effective_blocks(params, arm)
+        learner = params.train[params.arms[arm].learner]
+        if isinstance(learner, MixedParams) and learner.choose_real != "none":
+            raise UserError(
+                f"{path}: arms.{arm}: {blocks[0]}.choose_real = {learner.choose_real!r}: set it to none, and "
+                "let real_fraction be searched"
+            )
         for name, values in space.items():
             if name.rpartition(".")[0] not in blocks:
                 raise UserError(
