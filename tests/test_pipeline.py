@@ -312,7 +312,7 @@ def test_a_filter_trains_on_fewer_images_and_says_so(project):
     kept = int((found[list(tiny.PARAMS.generate).index("inversion")][1] >= threshold).sum())
     project.set(train__cnn__min_confidence=round(threshold, 12))
     out = project.dvc("repro").stdout
-    assert f"{kept} of 60 generated images have confidence" in out
+    assert f"{kept} of 60 generated images are kept" in out
     assert f"| synthetic | {kept} |" in out and f"| mixed | {kept + 30} |" in out and 10 <= kept < 60
 
 
