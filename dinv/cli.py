@@ -18,6 +18,7 @@ in the folder that holds params.yaml.
   dinv experiment learning_curve                     many settings -> one table and one figure
   dinv tune default                                  the best settings of each arm, found with equal effort
   dinv report                                        the run in this folder -> one page, report.html
+  dinv estimate --price-per-hour 2.5                 what the run will cost in time, disk, memory and money
 """
 EXPORT = """\
 Write an image set of the pipeline as a folder of PNG files per class, for programs that read no Parquet.
@@ -55,6 +56,13 @@ is one file that needs no server and no network. With --against also about anoth
   dinv report                                          -> report.html
   dinv report --against lambda-0.8                     an experiment, a git revision or another folder
   dinv report --markdown --output comment.md           for a pull request
+"""
+ESTIMATE = """\
+Time a little of every stage of the run that params.yaml describes, on this machine, and count up: time, disk,
+memory and, with a price, costs, each as a range. Nothing is written.
+
+  dinv estimate
+  dinv estimate --price-per-hour 2.5 --json
 """
 
 
@@ -99,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--against", metavar="RUN", help="git revision, experiment of DVC, or folder")
     report.add_argument("--markdown", action="store_true", help="Markdown instead of HTML")
     report.set_defaults(run=_report)
+    estimate = add("estimate", "time, disk, memory and costs of a run", ESTIMATE)
+    estimate.add_argument("--price-per-hour", type=float, help="of this machine, in any currency")
+    estimate.add_argument("--json", action="store_true", help="all numbers, for programs")
+    estimate.set_defaults(run=_estimate)
     return parser
 
 
@@ -130,6 +142,12 @@ def _report(args: argparse.Namespace) -> None:
     from dinv.report.run import write_report  # noqa: PLC0415
 
     print(f"report in {write_report(args.output, args.against, args.markdown)}")
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    from dinv.estimate.run import run_estimate  # noqa: PLC0415
+
+    run_estimate(args.price_per_hour, not args.json)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ finally:
         "dinv experiment learning_curve",
         "dinv tune default",
         "dinv report",
+        "dinv estimate --price-per-hour",
     ):
         assert example in done.stdout
 
 
-@pytest.mark.parametrize("command", ["export", "preset", "experiment", "tune", "report"])
+@pytest.mark.parametrize("command", ["export", "preset", "experiment", "tune", "report", "estimate"])
 def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -1,0 +1,143 @@
+"""What classifiers cost, and what is measured: stages train, measure and evaluate."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dinv.classify.arms import Arm, image_sets
+from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.frozen import find_network
+from dinv.classify.heads import fit_logistic, fit_svc
+from dinv.classify.probe import ProbeParams
+from dinv.classify.registry import LEARNERS
+from dinv.classify.store import StoredClassifier, predict_proba, save_classifier
+from dinv.classify.training import TrainingParams
+from dinv.estimate.measure import NOTHING, Clock, Range, fitting_size, timed
+from dinv.estimate.sample import SECONDS, Sample
+from dinv.estimate.stages import NUM_TIMED, Cost
+from dinv.execution.parts import to_bytes
+from dinv.features.cache import Extraction, Network
+from dinv.features.params import FeatureNetwork
+from dinv.metrics.image_sets import REAL, image_set_numbers
+
+MOST_TIMED = 300  # images that a probe or a distance is timed with
+
+
+def train_cost(arm: Arm, num_made: int, sample: Sample) -> Cost:
+    """Of one arm; `num_made` images are generated for it."""
+    params = sample.params.train[arm.learner]
+    if isinstance(params, ProbeParams):
+        return probe_cost(params, arm, num_made, sample)
+    if isinstance(params, TrainingParams):
+        return network_cost(params, arm, sample)
+    return Cost(note=f"learner {params.learner} is not known to dinv estimate")
+
+
+def shown(sample: Sample, arm: Arm) -> TrainingSet:
+    """The sample's images in place of real and of generated ones: what they show costs no time."""
+    targets = np.eye(len(sample.small.class_names), dtype=np.float32)[sample.small.labels]
+    real = LabelledImages(sample.small.tensor(), torch.from_numpy(targets))
+    made = LabelledImages(real.images, real.targets, torch.arange(len(real)))
+    return TrainingSet([real] if arm.only_real else [real, made] if arm.real else [made], real)
+
+
+def network_cost(params: TrainingParams, arm: Arm, sample: Sample) -> Cost:
+    """A network trained on pixels: a few steps, and what comes before them."""
+    few = params.model_copy(update={"num_steps": NUM_TIMED + 1, "warmup_steps": 0, **_whole(params)})
+    learner, clock = LEARNERS[params.learner], Clock(sample.device)
+    fitted = learner.fit(shown(sample, arm), few, 0, sample.device, clock.advance)
+    step = Range.of(clock.steps[1:])
+    ends = max(0.0, clock.total() - sum(clock.steps[1:]) - step.median)
+    stored = StoredClassifier(params.learner, fitted, 0, 0)
+    n, disk = len(params.seeds), len(to_bytes(partial(save_classifier, stored)))
+    work = {"classifier steps": n * params.num_steps}
+    seconds = (step * params.num_steps + Range(ends, ends, ends)) * n
+    if params.min_confidence > 0 and not arm.only_real:  # teachers, which an arm of real images may share
+        seconds, work = seconds * 2, {name: 2 * count for name, count in work.items()}
+    images, predict = sample.small.tensor(), stored.on(sample.device)
+    looks = [
+        timed(lambda: predict_proba(predict, images, sample.device), sample.device) for _ in range(NUM_TIMED)
+    ]
+    return Cost(seconds, work, n * disk, look=Range.of(looks) * (n / len(images)))
+
+
+def _whole(params: TrainingParams) -> dict[str, int]:
+    """Where a learner trains its last layer alone at first: all layers, which costs more."""
+    return {"head_steps": 0} if "head_steps" in type(params).model_fields else {}
+
+
+def probe_cost(params: ProbeParams, arm: Arm, num_made: int, sample: Sample) -> Cost:
+    """Features of all images, which other probes of the same network share, and a fit of some of them.
+
+    The time of a fit grows with the number of images, at most with its square.
+    """
+    extract, width = features_cost(find_network(params.features), sample)
+    n = (sample.num_train if arm.only_real or arm.real else 0) + (0 if arm.only_real else num_made)
+    m, rng = min(n, MOST_TIMED), np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(m, width)))
+    y = torch.arange(m) % len(sample.small.class_names)
+    weight = torch.ones(m, dtype=torch.float64)
+    if params.classifier == "logistic":
+        fit = timed(lambda: fit_logistic(x, y, weight, params.C), sample.device)
+    else:
+        fit = timed(lambda: fit_svc(x, y, weight, params.C, params.kernel), sample.device)
+    seeds = len(params.seeds)
+    work = {"images to have features of": n, "probes": seeds}
+    disk = seeds * (MOST_TIMED if params.classifier == "svc" else y.max().item() + 1) * width * 8
+    return Cost(extract * n + grown(fit, m, n) * seeds, work, round(disk), look=extract * seeds)
+
+
+def grown(seconds: float, m: int, n: int) -> Range:
+    """What takes `seconds` for m images takes for n: between linear and quadratic growth."""
+    factor = n / m
+    return Range(seconds * min(factor, factor**2), seconds * factor**1.5, seconds * max(factor, factor**2))
+
+
+def features_cost(network: Network, sample: Sample) -> tuple[Range, int]:
+    """Seconds per image, and how many numbers an image has."""
+    extract, images = network.open(sample.device), sample.small.images
+    one = timed(lambda: extract(images[:1]), sample.device)
+    size = fitting_size(one, sample.micro_batch, SECONDS)
+    seen = [timed(lambda: extract(images[:size]), sample.device) for _ in range(NUM_TIMED)]
+    return Range.of(seen) * (1 / size), int(extract(images[:1]).shape[1])
+
+
+def measure_cost(network: FeatureNetwork, num_made: Mapping[str, int], sample: Sample) -> Cost:
+    """One block of `measure`: features of every image set that arms use, and the distances between them."""
+    m, task = sample.params.measure, sample.task
+    available = {REAL: len(task.train), **num_made}
+    largest = min(m.num_images, len(task.test) // 2)
+    if min([largest, *available.values()]) <= m.num_neighbors:
+        return Cost(work={"images to have features of": 0})
+    looked_at = {name: min(n, m.num_images) for name, n in available.items()}
+    n = sum(looked_at.values()) + min(len(task.test), 4 * m.num_images)
+    extract, width = features_cost(Extraction.of(network), sample)
+    small = max(m.num_neighbors + 2, min(largest, MOST_TIMED))
+    rng = np.random.default_rng(0)
+
+    def features(rows: int) -> NDArray[np.float32]:
+        return rng.normal(size=(rows, width)).astype(np.float32)
+
+    sets = {name: features(min(size, small)) for name, size in looked_at.items()}
+    sizes = sorted({min(size, small) for size in looked_at.values()})
+    compare = partial(image_set_numbers, "", sets, features(2 * small), sizes, m.num_neighbors, 1, 0)
+    distances = grown(timed(compare, sample.device), small, largest) * m.num_draws
+    return Cost(extract * n + distances, {"images to have features of": n}, n * width * 4)
+
+
+def evaluate_cost(trained: Mapping[str, Cost], sample: Sample) -> Cost:
+    """Every classifier looks at every validation and test image."""
+    n = len(sample.task.val) + len(sample.task.test)
+    seconds = NOTHING
+    for arm in trained.values():
+        seconds = seconds + arm.look * n
+    num_classifiers = sum(len(sample.params.train[arm.learner].seeds) for arm in sample.params.arms.values())
+    return Cost(seconds, {"images looked at": n * num_classifiers})
+
+
+def made_for(arms: Mapping[str, Arm], costs: Mapping[str, Cost]) -> dict[str, int]:
+    """How many images each image set of the arms has; 0 where its block could not be estimated."""
+    return {name: costs[name].work.get("images", 0) for name in image_sets(arms)}
