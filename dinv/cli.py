@@ -13,12 +13,24 @@ Grow a small labelled image set with a frozen generative model.
 The pipeline itself is run by DVC: dvc repro, dvc exp run. This command is for what lies around it; run it
 in the folder that holds params.yaml.
 
+  dinv init my_images                                look at your images, set params.yaml for them
   dinv export data/generated/inversion my_images     image set -> a folder of PNG files per class
   dinv preset stl10 sd14 resnet18                    the paper's settings -> params.yaml
   dinv experiment learning_curve                     many settings -> one table and one figure
   dinv tune default                                  the best settings of each arm, found with equal effort
   dinv report                                        the run in this folder -> one page, report.html
   dinv estimate --price-per-hour 2.5                 what the run will cost in time, disk, memory and money
+"""
+INIT = """\
+Look at labelled images of your own, say what is there and what is wrong with it, and set params.yaml for
+them, with the model of models/ that fits. FOLDER has a subfolder per class, or train/ and test/ with these,
+or labels.csv with columns path and label, or train.parquet and test.parquet.
+
+It prints every parameter that it changes; comments stay, and git checkout params.yaml undoes it. Called again
+for the same folder it keeps what you have changed since, and says so.
+
+  dinv init my_images
+  dinv init my_images --model models/stable-diffusion-v1-4.yaml
 """
 EXPORT = """\
 Write an image set of the pipeline as a folder of PNG files per class, for programs that read no Parquet.
@@ -86,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=description, formatter_class=_formatter)
 
+    _add_init(add("init", "set params.yaml for images of your own", INIT))
     export = add("export", "write an image set as a folder per class", EXPORT)
     export.add_argument("source", type=Path, help="image set: data/real/train, data/generated/NAME, ...")
     export.add_argument("target", type=Path, help="new folder")
@@ -112,6 +125,36 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", action="store_true", help="all numbers, for programs")
     estimate.set_defaults(run=_estimate)
     return parser
+
+
+def _add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="where your images are")
+    init.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder in diffusers layout, or a file that pins one on the hub;\n"
+        "default: the shipped model that loses least of your images",
+    )
+    init.add_argument(
+        "--source", metavar="NAME", help="image_folder, image_csv or parquet; default: by what is there"
+    )
+    init.add_argument("--resolution", type=int, metavar="N", help="side in pixels of classifiers' images")
+    init.add_argument(
+        "--resize",
+        choices=["center_crop", "squash", "pad"],
+        help="default: center_crop, or squash for long pictures",
+    )
+    init.add_argument("--dry-run", action="store_true", help="change nothing")
+    init.add_argument("--reset", action="store_true", help="also what you changed since the last dinv init")
+    init.set_defaults(run=_init)
+
+
+def _init(args: argparse.Namespace) -> None:
+    from dinv.intake.initialise import initialise  # noqa: PLC0415
+    from dinv.intake.propose import Options  # noqa: PLC0415
+
+    options = Options(args.model, args.source, args.resolution, args.resize, args.dry_run, args.reset)
+    initialise(args.folder, options)
 
 
 def _export(args: argparse.Namespace) -> None:

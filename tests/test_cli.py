@@ -26,6 +26,7 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert "heavy: []" in done.stdout
     for example in (
+        "dinv init my_images",
         "dinv export data/",
         "dinv preset stl10",
         "dinv experiment learning_curve",
@@ -36,7 +37,7 @@ finally:
         assert example in done.stdout
 
 
-@pytest.mark.parametrize("command", ["export", "preset", "experiment", "tune", "report", "estimate"])
+@pytest.mark.parametrize("command", ["init", "export", "preset", "experiment", "tune", "report", "estimate"])
 def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -47,6 +48,7 @@ def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
     ("arguments", "message"),
     [
         (["export", "absent", "out"], "dinv export: absent: no image set there"),
+        (["init", "absent"], "dinv init: absent: no such folder or file; give the folder of your images"),
         (["preset", "stl11"], "dinv preset: presets/stl11.yaml: no such preset; there are "),
         (["experiment", "noise"], "dinv experiment: experiments/noise.yaml: no such experiment; there are "),
         (["tune", "noise"], "dinv tune: tune/noise.yaml: no such file; there are none"),

@@ -182,12 +182,10 @@ def test_from_python_in_a_notebook(finished, tmp_path):
 def test_own_images_are_looked_at_and_exported(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     prepare_own_images(project.root)
-    look, export = blocks("own_images.md", "bash")
+    init, look, export = blocks("own_images.md", "bash")
     project.run("bash", "-e", "-c", export)
     assert len(list((project.root / "generated_images").rglob("*.png"))) == 60
-    (settings,) = blocks("own_images.md", "yaml")
-    data = YAML(typ="safe").load(settings)["data"]
-    project.set(**{f"data__{key}": value for key, value in data.items()})
+    assert "data.root: tinydata -> my_images" in project.run("bash", "-e", "-c", init).stdout
     project.run("bash", "-e", "-c", look)
     names = {p.parent.name for p in (project.root / "look_at_these").rglob("*.png")}
     assert names == {"cat", "dog"}
@@ -233,7 +231,6 @@ def test_what_makes_no_difference_can_be_recorded_under_new_code(finished, tmp_p
 def test_experiments_run_queue_and_compare(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     prepare_own_images(project.root)
-    shutil.copytree(tiny.ROOT / "presets", project.root / "presets")
     one, preset, queue, track, lists, compare, keep = blocks("experiments.md", "bash")
     project.run("bash", "-e", "-c", preset)
     assert "source: stl10" in (project.root / "params.yaml").read_text()

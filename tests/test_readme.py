@@ -15,11 +15,13 @@ from dinv.params import Params
 README = (tiny.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 PIN = "models/stable-diffusion-v1-4.yaml"
+SMALL_RUN = (
+    "dvc exp run -S model.resolution=16 -S model.dtype=float32 -S data.resolution=16 "
+    "-S invert.embeddings.num_visits=2 -S generate.inversion.num_inference_steps=2 -S train.cnn.num_steps=2"
+)
 # Small numbers in place of the real ones, and places of this test for places of the reader.
 SMALLER = {
-    "num_visits=1000": "num_visits=2",
-    "model.resolution=256": "model.resolution=16",
-    "data.resolution=96": "data.resolution=16",
+    f"{PIN}\ndvc repro": f"{PIN}\n{SMALL_RUN}",
     "s3://my-bucket": "../remote",
 }
 
@@ -47,6 +49,9 @@ def test_first_block_is_the_make_targets():
 
 
 def prepare_own_images(root):
+    """Two classes in colour, and what `dinv init` chooses from: presets, and a model in colour."""
+    shutil.copytree(tiny.ROOT / "presets", root / "presets", dirs_exist_ok=True)
+    tiny.save_tiny_model(root / "models/cells-ldm", text=False)
     for k, name in enumerate(("cat", "dog")):
         folder = root / "my_images" / name
         folder.mkdir(parents=True)
@@ -76,6 +81,6 @@ def test_commands_work(finished, tmp_path, block):
     if PIN in block:
         extra["HF_HUB_CACHE"] = prepare_hub_cache(tmp_path)
         shutil.copy(tiny.ROOT / PIN, project.root / PIN)
-        project.set(train__cnn__num_steps=2, train__cnn__warmup_steps=0, invert__embeddings__num_tokens=3)
+        project.set(train__cnn__num_steps=2, train__cnn__warmup_steps=0)
     done = project.run("bash", "-e", "-c", script, **extra)
     assert "ERROR" not in done.stderr
