@@ -10,6 +10,8 @@ STRATEGIES = Registry(
         "diff_mix": "dinv.strategies.diff_mix:DiffMix",
         "diffusion_inversion": "dinv.strategies.diffusion_inversion:DiffusionInversion",
         "dreamda": "dinv.strategies.dreamda:DreamDA",
+        "gan": "dinv.strategies.gan:GanSamples",
+        "gan_inversion": "dinv.strategies.gan_inversion:GanInversion",
         "genie": "dinv.strategies.genie:Genie",
         "genie_ada": "dinv.strategies.genie_ada:GenieAda",
         "image_to_image": "dinv.strategies.image_to_image:ImageToImage",
