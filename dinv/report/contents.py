@@ -1,6 +1,5 @@
 """All that the page shows of one run. A section is what it should be, or says what is missing."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from dinv.classify.arms import Arm, baselines, image_sets
 from dinv.errors import UserError
 from dinv.report.charts import LineChart
 from dinv.report.cost import StageCost, cost_section
-from dinv.report.facts import Licence, licences, versions
+from dinv.report.facts import Licence, about, licences, versions
 from dinv.report.files import Files, table, yaml
 from dinv.report.pictures import (
     Judged,
@@ -25,6 +24,7 @@ from dinv.report.pictures import (
     judged,
     nearest,
 )
+from dinv.report.pilots import Pilot, pilots
 from dinv.report.scores import (
     SCORES,
     Arms,
@@ -35,11 +35,11 @@ from dinv.report.scores import (
     classifier_curves,
     confusions_section,
     learned_curves,
+    num_test_images,
 )
 from dinv.report.verdict import Verdict, chosen_by_validation, verdicts
 
 T = TypeVar("T")
-PILOT = "metrics/pilot"
 MEMORISATION = {
     "nearest_train_distance": "median distance to the nearest training image",
     "nearest_unseen_distance": "to the nearest of as many unseen ones",
@@ -64,21 +64,11 @@ class Memorisation:
 
 
 @dataclass(frozen=True)
-class Pilot:
-    """What a pilot has found."""
-
-    name: str
-    sentence: str
-    levels: str
-    next: str
-    picture: Picture | None
-
-
-@dataclass(frozen=True)
 class Run:
     """One run, section by section."""
 
     name: str
+    about: list[str]
     params: Mapping[str, Any]
     scores: pd.DataFrame
     stale: list[str]
@@ -125,6 +115,7 @@ def read_run(files: Files) -> Run:
     opened = _once(lambda: Sets(files, images))
     return Run(
         files.name,
+        about(params, num_test_images(files, baseline)),
         params,
         scores,
         stale(files, params),
@@ -223,25 +214,3 @@ def _nearest(sets: Sets, params: Mapping[str, Any]) -> Nearest:
     if features is None:
         raise UserError("measure.features: names no network; add one")
     return nearest(sets, str(features), int(measure["num_images"]), int(measure["seed"]))
-
-
-def pilots(files: Files) -> list[Pilot]:
-    """Every metrics/pilot/NAME.json, with NAME.png."""
-    names = files.names(PILOT)
-    return [_pilot(files, name.removesuffix(".json"), names) for name in names if name.endswith(".json")]
-
-
-def _pilot(files: Files, name: str, names: list[str]) -> Pilot:
-    path = f"{PILOT}/{name}.json"
-    try:
-        found = json.loads(files.read(path))
-        words = {key: found[key] for key in ("sentence", "levels", "next")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{files.name}: {path}: not a pilot's result ({error}); run dinv pilot again"
-        ) from error
-    shown = (
-        grid(files, f"{PILOT}/{name}.png", f"Figure of the pilot {name}") if f"{name}.png" in names else None
-    )
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()}
-    return Pilot(name, texts["sentence"], texts["levels"], texts["next"], shown)

@@ -36,6 +36,18 @@ class Licence:
         return "rail" in self.licence.lower() or (self.licence == UNKNOWN and self.url is not None)
 
 
+def about(params: Mapping[str, Any], num_test: Mapping[str, int]) -> list[str]:
+    """What the run is of: data, model; `num_test` is class -> number of test images, empty if unknown."""
+    data, model = params.get("data", {}), params.get("model", {})
+    per_class = data.get("num_per_class")
+    labelled = "all labelled images" if per_class is None else f"{per_class} labelled images per class"
+    test = f"{sum(num_test.values()):,} test images of {len(num_test)} classes" if num_test else "test images"
+    return [
+        f"Data: {data.get('source')} in {data.get('root')}, {labelled}, {test}",
+        f"Model: {model.get('path')}",
+    ]
+
+
 def licences(files: Files, params: Mapping[str, Any]) -> list[Licence]:
     """Of the data, the model and networks that compare image sets."""
     data, model = params.get("data", {}), params.get("model", {})

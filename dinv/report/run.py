@@ -17,9 +17,9 @@ from dinv.report.verdict import NOT_COVERED
 
 GRID = Path("metrics/grid.png")
 OPENRAIL = (
-    "OpenRAIL licences restrict use. That of Stable Diffusion 1.x and 2.x forbids, among others, to give "
-    "medical advice and to interpret medical results; whoever passes on the model or what was made from it "
-    "passes on these restrictions. Read the model's card before you use the images."
+    "OpenRAIL licences restrict use. That of Stable Diffusion 1.x and 2.x lists what is forbidden, giving "
+    "medical advice and interpreting medical results among it; that holds for models derived from it and for "
+    "what is done with generated images too. Read the model's licence before you use them."
 )
 
 
@@ -84,7 +84,7 @@ def _environment(**options: Any) -> Environment:
 
 def _values(runs: Sequence[Run]) -> dict[str, Any]:
     return {
-        "title": "dinv: " + " against ".join(run.name for run in runs),
+        "title": "dinv report: " + " against ".join(run.name for run in runs),
         "runs": runs,
         "comparison": _comparison(runs),
         "not_covered": NOT_COVERED,

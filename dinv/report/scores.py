@@ -145,7 +145,7 @@ def classes_section(files: Files, arm: str, baseline: str) -> Classes:
     _require_arms(files, path, rows, arm, baseline)
     gains = differences(rows.rename(columns={"accuracy": "value"}), {arm: baseline}, "class")
     means = rows.groupby(["arm", "class"])["accuracy"].mean()
-    sizes = _num_test(files, baseline)
+    sizes = num_test_images(files, baseline)
     found = [
         ClassRow(name, sizes.get(name), float(means[baseline, name]), float(means[arm, name]), gain)
         for (_, name), gain in gains.items()
@@ -158,7 +158,7 @@ def classes_section(files: Files, arm: str, baseline: str) -> Classes:
     return Classes(arm, baseline, found, chart, len(drawn))
 
 
-def _num_test(files: Files, arm: str) -> dict[str, int]:
+def num_test_images(files: Files, arm: str) -> dict[str, int]:
     """Class -> number of test images, from the confusions of an arm; empty where these are missing."""
     try:
         rows = table(files, "metrics/confusion.csv", ["arm", "actual", "predicted", "count"])
