@@ -24,6 +24,7 @@ from dinv.classify.choice import Choice, best_share, report
 from dinv.classify.cnn import CnnParams
 from dinv.classify.run import Trainer
 from dinv.errors import UserError
+from dinv.experiments.spec import changed
 from dinv.images.image_set import ImageSet, save_image_set
 from dinv.params import parse_params
 from dinv.tuning.spec import Tuning, check
@@ -205,6 +206,27 @@ def test_where_generated_images_mislead_none_are_chosen(task, tmp_path, capfd):
     assert trained(task, tmp_path / "chosen", choose_real="cross_validation") == chosen
     assert "4 of 4 parts are already finished" in "".join(capfd.readouterr())
     assert (tmp_path / "chosen/real_fraction.json").read_bytes() == text
+
+
+WINNING = YAML(typ="safe").load((tiny.ROOT / "experiments/winning.yaml").read_text())
+OF_TRAINING = {
+    name: cell for name, cell in WINNING["cells"].items() if not any("generate" in key for key in cell)
+}
+
+
+def test_each_cell_of_the_experiment_trains_another_classifier(task, tmp_path):
+    small = {"num_steps": 6, "warmup_steps": 2, "batch_size": 8, "seeds": [0]}
+    small |= {"choose_real_folds": 2, "choose_real_from": [0.5, 1.0]}
+    found = {}
+    for name, cell in OF_TRAINING.items():
+        sections = changed(RAW, {**WINNING["set"], **cell}, Path("experiments/winning.yaml"))
+        params = parse_params(sections).train["cnn"].model_copy(update=small)
+        Trainer(params, tiny.PARAMS.execution, torch.device("cpu"), "code").train(
+            "mixed", task, tmp_path / name
+        )
+        found[name] = (tmp_path / name / "part-00000.safetensors").read_bytes()
+    chosen = found.pop("share by cross-validation")
+    assert chosen != found["CutMix"] and len(set(found.values())) == len(found) == len(OF_TRAINING) - 1
 
 
 def test_an_interrupted_choice_goes_on_and_ends_alike(task, tmp_path, monkeypatch):
