@@ -15,6 +15,8 @@ in the folder that holds params.yaml.
 
   dinv init my_images                                look at your images, set params.yaml for them
   dinv export data/generated/inversion my_images     image set -> a folder of PNG files per class
+  dinv export data/classifiers/mixed my_classifier   classifiers -> files with a model card
+  dinv archive-model                                 the generator -> DVC, before it vanishes from the hub
   dinv preset stl10 sd14 resnet18                    the paper's settings -> params.yaml
   dinv experiment learning_curve                     many settings -> one table and one figure
   dinv tune default                                  the best settings of each arm, found with equal effort
@@ -33,11 +35,31 @@ for the same folder it keeps what you have changed since, and says so.
   dinv init my_images --model models/stable-diffusion-v1-4.yaml
 """
 EXPORT = """\
-Write an image set of the pipeline as a folder of PNG files per class, for programs that read no Parquet.
-The folder must be new. Characters of ids and classes that suit no file name become "_".
+Write an output of the pipeline for programs and people that have no dinv, into a new folder:
+
+  an image set             a folder of PNG files per class; with --format huggingface Parquet files and a
+                           dataset card, as datasets.load_dataset reads them
+  classifiers, embeddings  safetensors files and a model card
+
+--push uploads the folder to the Hugging Face hub, to a private repository. Cards state the licences of the
+generator and of the source images; --license states the one of what you share. In names of PNG files and
+folders characters of ids and classes that suit none become "_".
 
   dinv export data/real/train look_at_these
   dinv export data/generated/inversion my_images
+  dinv export data/generated/inversion my_dataset --format huggingface
+  dinv export data/generated/inversion my_dataset --push my-team/cells --license cc-by-4.0
+  dinv export data/classifiers/mixed my_classifier
+  dinv export data/learned/embeddings my_embeddings
+"""
+ARCHIVE = """\
+Put the generator of params.yaml under DVC, so that dvc push keeps it where the results are: models vanish
+from the hub, as Stable Diffusion 1.5 did in 2024 and 2.x in 2025. One that is pinned on the hub is copied to
+models/NAME, and model.path then names that folder; dvc repro computes nothing again. Models that came with
+the project are in git, and need none of this.
+
+  dinv archive-model
+  dinv archive-model --push
 """
 PRESET = """\
 Write presets into params.yaml, in order; what they do not name stays, and so do comments. The files of
@@ -99,10 +121,10 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=description, formatter_class=_formatter)
 
     _add_init(add("init", "set params.yaml for images of your own", INIT))
-    export = add("export", "write an image set as a folder per class", EXPORT)
-    export.add_argument("source", type=Path, help="image set: data/real/train, data/generated/NAME, ...")
-    export.add_argument("target", type=Path, help="new folder")
-    export.set_defaults(run=_export)
+    _add_export(add("export", "write images, classifiers or embeddings for others", EXPORT))
+    archive = add("archive-model", "keep the generator with the results", ARCHIVE)
+    archive.add_argument("--push", action="store_true", help="upload it to the DVC remote too")
+    archive.set_defaults(run=_archive)
     preset = add("preset", "write presets into params.yaml", PRESET)
     preset.add_argument("name", nargs="+", help="file of presets/ without .yaml")
     preset.set_defaults(run=_preset)
@@ -157,10 +179,27 @@ def _init(args: argparse.Namespace) -> None:
     initialise(args.folder, options)
 
 
-def _export(args: argparse.Namespace) -> None:
-    from dinv.images.export import export_image_folder  # noqa: PLC0415
+def _add_export(export: argparse.ArgumentParser) -> None:
+    add = export.add_argument
+    add("source", type=Path, help="data/real/train, data/generated/NAME, data/classifiers/ARM, ...")
+    add("target", type=Path, help="new folder")
+    add("--format", choices=("folder", "huggingface"), help="of an image set; without: folder")
+    add("--license", metavar="ID", help="licence of what you share, as the hub names it: mit, cc-by-4.0, ...")
+    add("--push", metavar="OWNER/NAME", help="upload to this repository of the Hugging Face hub")
+    add("--public", action="store_true", help="for everybody to see; without: private")
+    export.set_defaults(run=_export)
 
-    print(f"{export_image_folder(args.source, args.target)} images in {args.target}")
+
+def _export(args: argparse.Namespace) -> None:
+    from dinv.publish.export import Options, export  # noqa: PLC0415
+
+    print(export(args.source, args.target, Options(args.format, args.license, args.push, args.public)))
+
+
+def _archive(args: argparse.Namespace) -> None:
+    from dinv.archive import archive_model  # noqa: PLC0415
+
+    print(archive_model(args.push))
 
 
 def _preset(args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ finally:
     for example in (
         "dinv init my_images",
         "dinv export data/",
+        "dinv archive-model",
         "dinv preset stl10",
         "dinv experiment learning_curve",
         "dinv tune default",
@@ -37,7 +38,9 @@ finally:
         assert example in done.stdout
 
 
-@pytest.mark.parametrize("command", ["init", "export", "preset", "experiment", "tune", "report", "estimate"])
+@pytest.mark.parametrize(
+    "command", ["init", "export", "archive-model", "preset", "experiment", "tune", "report", "estimate"]
+)
 def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -138,7 +138,7 @@ def written(page):
 
 
 def test_pages_with_commands_are_those_that_are_tested():
-    """The tests below, test_readme.py, test_remote.py and test_report_page.py run all blocks of these pages."""
+    """The tests below and test_readme, test_remote, test_report_page and test_export_hub run all their blocks."""
     found = {lang: {p.name for p in PAGES if f"```{lang}" in written(p)} for lang in ("bash", "python")}
     assert found == {
         "bash": {
@@ -146,10 +146,11 @@ def test_pages_with_commands_are_those_that_are_tested():
             "own_images.md",
             "running_large.md",
             "experiments.md",
+            "exporting.md",
             "sharing.md",
             "report.md",
         },
-        "python": {"method.md", "own_images.md"},
+        "python": {"exporting.md", "method.md", "own_images.md"},
     }
 
 
