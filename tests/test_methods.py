@@ -115,7 +115,14 @@ def pipeline_of(cls, model, scheduler):
 
 
 def test_every_strategy_is_tested():
-    elsewhere = {"diffusion_inversion", "reconstruction", "import_folder", "gan", "gan_inversion"}
+    elsewhere = {
+        "diffusion_inversion",
+        "reconstruction",
+        "import_folder",
+        "gan",
+        "gan_inversion",
+        "variation",
+    }
     assert {*elsewhere, *NEW} == set(STRATEGIES)
 
 

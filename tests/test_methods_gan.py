@@ -5,6 +5,7 @@ import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_methods import make, plan, render
 
 from dinv.errors import UserError
+from dinv.estimate.stages import gan_cost
 from dinv.execution.params import ExecutionParams
 from dinv.gan import checkpoint as checkpoints
 from dinv.gan import training
@@ -343,6 +345,18 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path):
 def test_wrong_settings_are_refused(update):
     with pytest.raises(ValidationError, match=next(iter(update))):
         settings(**update)
+
+
+def test_estimate_counts_a_gans_steps_and_bytes(real, learned):
+    sample = SimpleNamespace(
+        device=torch.device("cpu"),
+        for_model=real,
+        params=SimpleNamespace(execution=ExecutionParams.here("cpu")),
+    )
+    cost = gan_cost(settings(num_steps=1000), sample)
+    assert cost.work == {"steps": 1000} and cost.seconds.median > 0 and not cost.note
+    size = (learned / "part-00000.safetensors").stat().st_size
+    assert cost.disk == pytest.approx(size, rel=0.05)
 
 
 # Latents.

@@ -18,6 +18,7 @@ from dinv.files import digest_of, file_digest
 from dinv.hub import resolve
 
 _USED = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+_OF_VARIATIONS = ("image_encoder", "feature_extractor")  # the latter alone is a safety checker's
 _EMPTY_EMBEDS = "empty_prompt_embeds.safetensors"
 
 
@@ -27,7 +28,9 @@ def fetch_model(params: ModelParams, local_files_only: bool = False) -> Path:
     Raises:
         UserError: no such path, a wrong pin, or the hub cannot be reached.
     """
-    patterns = [f"{name}/{end}" for name in _USED for end in ("*.json", "*.safetensors", "*.txt")]
+    patterns = [
+        f"{name}/{end}" for name in (*_USED, *_OF_VARIATIONS) for end in ("*.json", "*.safetensors", "*.txt")
+    ]
     try:
         return resolve(Path(params.path), [*patterns, _EMPTY_EMBEDS], local_files_only)
     except UserError as error:
@@ -36,9 +39,10 @@ def fetch_model(params: ModelParams, local_files_only: bool = False) -> Path:
 
 def model_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of the files that dinv reads."""
+    variations = _OF_VARIATIONS if (folder / _OF_VARIATIONS[0]).is_dir() else ()
     files = sorted(
         path
-        for name in (*_USED, _EMPTY_EMBEDS)
+        for name in (*_USED, *variations, _EMPTY_EMBEDS)
         for path in ([folder / name] if (folder / name).is_file() else (folder / name).rglob("*"))
         if path.suffix in {".json", ".safetensors", ".txt"}
     )

@@ -21,6 +21,7 @@ from dinv.images.image_set import write_parquet
 from dinv.inversion.bank import EmbeddingBank, bank_statistics, save_bank, save_statistics
 from dinv.inversion.base import MethodParams, Place
 from dinv.inversion.class_embeddings import ClassEmbeddingsParams, ClassTask, ClassWorker
+from dinv.inversion.gan import GanParams, GanWorker, make_task
 from dinv.inversion.image_embeddings import InvertTask, InvertWorker
 from dinv.inversion.invert import (
     ImageEmbeddingsParams,
@@ -94,6 +95,8 @@ def invert_cost(params: MethodParams, sample: Sample) -> Cost:
         return class_embeddings_cost(params, sample)
     if isinstance(params, ImageEmbeddingsParams):
         return image_embeddings_cost(params, sample)
+    if isinstance(params, GanParams):
+        return gan_cost(params, sample)
     if params.method == "prompt_bank":
         place = Place(lambda: sample.model, [], sample.params.execution)
         learn = partial(
@@ -118,6 +121,15 @@ def image_embeddings_cost(params: ImageEmbeddingsParams, sample: Sample) -> Cost
     each = (visit * params.num_visits + Range(ends, ends, ends)) * (1 / size)
     n, disk = sample.num_train, embedding_bytes(params, sample.model.width)
     return Cost(each * n, {"image visits": n * params.num_visits}, round(n * disk))
+
+
+def gan_cost(params: GanParams, sample: Sample) -> Cost:
+    """Steps of the GAN on the sample: a step costs the same whatever the number of images."""
+    few, clock = params.model_copy(update={"num_steps": NUM_TIMED + 1}), Clock(sample.device)
+    worker = GanWorker(few, sample.params.execution.device)
+    content = worker.compute(make_task(few, sample.for_model, []), clock.advance)
+    step = Range.of(clock.steps[1:])  # the first warms up
+    return Cost(step * params.num_steps, {"steps": params.num_steps}, len(content))
 
 
 def plain_visits(steps: list[float], num_visits: int) -> Range:
@@ -158,6 +170,8 @@ def generate_cost(params: StrategyParams, sample: Sample) -> Cost:
     """One block of `generate`: its strategy on the sample, rendered by its own worker."""
     if params.strategy == "retrieval":
         return Cost(note="strategy retrieval searches a pool; what that costs depends on the pool")
+    if params.strategy in ("import_folder", "gan_inversion"):
+        return Cost(note=f"strategy {params.strategy} is not known to dinv estimate")
     strategy = STRATEGIES[params.strategy](params, material(params, sample))
     num_images = round(len(strategy) * sample.num_train / len(sample.rows))
     passes = Passes(sample.model if strategy.renderer().uses_model else None)
@@ -225,6 +239,8 @@ def material(params: StrategyParams, sample: Sample) -> Material:
             save_unlearned(learned, sample, folder)
         else:
             place = Place(lambda: sample.model, [], sample.params.execution)
+            if isinstance(learned, GanParams):
+                learned = learned.model_copy(update={"num_steps": 1})  # images cost the same then
             METHODS[learned.method].learn(learned, real, place, folder)
     return Material(real, folder, lambda: sample.model)
 

@@ -9,5 +9,6 @@ METHODS = Registry(
         "gan": "dinv.inversion.gan:GanMethod",
         "image_embeddings": "dinv.inversion.image_embeddings:ImageEmbeddings",
         "prompt_bank": "dinv.inversion.prompt_bank:PromptBank",
+        "warm_image_embeddings": "dinv.inversion.warm_start:WarmImageEmbeddings",
     },
 )

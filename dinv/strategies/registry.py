@@ -19,5 +19,6 @@ STRATEGIES = Registry(
         "lecf": "dinv.strategies.lecf:Lecf",
         "reconstruction": "dinv.strategies.reconstruction:Reconstruction",
         "retrieval": "dinv.strategies.retrieval:Retrieval",
+        "variation": "dinv.strategies.variation:Variation",
     },
 )
