@@ -454,6 +454,8 @@ def test_gan_inversion_perturbs_latents_by_the_equation(real, learned):
     noisy = strategy_of("gan_inversion", real, learned, interpolation=0.0, num_images_per_embedding=60)
     xi = (noisy.inputs(plan(noisy))["latents"] - z.repeat(60, 1)) / 0.5
     assert abs(xi.std() - 1) < 0.05 and abs(xi.mean()) < 0.05
+    shaped = strategy_of("gan_inversion", real, learned, interpolation=0.0, noise_covariance="pooled")
+    assert not torch.equal(shaped.inputs(plan(shaped))["latents"], noisy.inputs(plan(noisy)[:14])["latents"])
 
 
 def test_gan_inversion_tells_how_well_it_inverted_and_computes_latents_once(real, learned, monkeypatch):

@@ -47,6 +47,7 @@ class GanInversionParams(StrategyParams, LatentSettings):
     balance_classes: bool
     noise_std: NonNegativeFloat
     noise_unit: Literal["absolute", "relative"]
+    noise_covariance: Literal["isotropic", "class", "pooled"] = "isotropic"
     interpolation: Fraction
     interpolation_distribution: Literal["fixed", "uniform"]
 
@@ -77,6 +78,7 @@ class GanInversion(Perturbation):
             "interpolation": a,
             "noise_std": p.noise_std,
             "noise_unit": p.noise_unit,
+            "noise_covariance": p.noise_covariance,
             "seed": p.seed,
             "inversion_error": round(self._errors[source], 6),
             "unet_passes": 0,
