@@ -2,6 +2,7 @@
 
 import html as htmllib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from test_plots import CHROMIUM
 
 from dinv.cli import main
 from dinv.errors import UserError
+from dinv.files import file_digest
 from dinv.images.image_set import load_image_set
 from dinv.report import facts, pictures
 from dinv.report.charts import Axis, axis_of, bar_chart, line_chart
@@ -228,6 +230,23 @@ def test_parameters_newer_than_results_are_told(here):
     assert "has changed since" not in report(here)
     (here / "params.yaml").write_text(text.replace("num_steps: 800", "num_steps: 900"))
     assert "before: train@mixed. Run dvc repro." in report(here)
+
+
+def test_time_is_the_median_between_finished_parts_times_their_number(here):
+    """A pause before the last of four does not count; without its parts a stage has no time."""
+    outputs, store = here / "data/generated/inversion", here / ".scratch/generated"
+    (outputs / "part-00000.parquet").unlink()
+    store.mkdir(parents=True)
+    for i, moment in enumerate((100, 110, 122, 5000)):
+        (outputs / f"part-0000{i}.parquet").write_bytes(bytes([i]))
+        (store / f"{i}.part").write_bytes(bytes([i]))
+        digest = file_digest(store / f"{i}.part")
+        (store / f"{i}.json").write_text(json.dumps({"sha256": digest, "images": []}))
+        os.utime(store / f"{i}.part", (moment, moment))
+    (store / "other.part").write_bytes(b"of another run, without a sidecar")
+    assert cells(report(here), "generate@inversion")[-1] == "about 48 s"
+    (store / "3.part").unlink()
+    assert cells(report(here), "generate@inversion")[-1] == "unknown"
 
 
 def test_licences_are_read_where_they_stand(here):

@@ -10,6 +10,7 @@ import numpy as np
 
 from dinv.classify.arms import Arm
 from dinv.errors import UserError
+from dinv.execution.parts import scratch_root
 from dinv.files import file_digest
 from dinv.images.image_set import ImageSetReader
 from dinv.report.files import Files, Workspace, yaml
@@ -119,7 +120,8 @@ def _seconds(files: Files, name: str) -> float | None:
     if stage not in FOLDERS or not isinstance(files, Workspace):
         return None
     outputs = sorted((files.root / FOLDERS[stage] / block).glob("part-*"))
-    finished = dict(_finished(files.root / ".scratch" / STORES[stage]))
+    scratch = scratch_root() if files.root == Path() else files.root / ".scratch"
+    finished = dict(_finished(scratch / STORES[stage]))
     moments = sorted(finished[d] for d in map(file_digest, outputs) if d in finished)
     if len(moments) < 3 or len(moments) != len(outputs):
         return None
