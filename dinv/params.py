@@ -19,6 +19,7 @@ from dinv.classify.registry import LEARNERS
 from dinv.diffusion.params import ModelParams
 from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
+from dinv.features.params import is_watched
 from dinv.inversion.base import MethodParams
 from dinv.inversion.registry import METHODS
 from dinv.metrics.params import MeasureParams
@@ -153,6 +154,9 @@ def _require_blocks_that_fit(params: Params) -> None:
     _require_used("generate", [b for b in params.generate if f"{GENERATED}{b}" not in used], "arm")
     inputs = {block.input for block in params.generate.values()}
     _require_used("invert", [b for b in params.invert if f"{LEARNED}{b}" not in inputs], "block of generate")
+    for name, learner in params.train.items():
+        for path in learner.generators:
+            _require_seen(f"train.{name}", path, params.model.path)
     learners = {arm.learner for arm in params.arms.values()}
     _require_used("train", [b for b in params.train if b not in learners], "arm")
 
@@ -161,6 +165,15 @@ def _require_known(where: str, value: str, known: Mapping[str, Any]) -> None:
     if value not in known:
         raise UserError(
             f"{where} = {value!r}: no such{did_you_mean(value, known)}; there are {', '.join(known)}"
+        )
+
+
+def _require_seen(where: str, path: str, model_path: str) -> None:
+    """Stage train depends on data/model.json, the identity of the model's files, and on some folders."""
+    if path != model_path and not is_watched(path):
+        raise UserError(
+            f"{where}: {path!r}: DVC would not see when it changes; use model.path = {model_path!r}, or "
+            "put the model into models/pretrained"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pkgutil import resolve_name
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dinv.errors import UserError
 
@@ -19,6 +19,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _names_the_class(template: str) -> str:
+    if "{class}" not in template:
+        raise ValueError(f"{template!r} has no {{class}}, where the class's name goes")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_names_the_class)]
 
 
 class Section(BaseModel):

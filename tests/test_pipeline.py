@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 
 from dinv.classify.confidence import class_confidence, label_confidence
 from dinv.classify.store import load_classifiers
+from dinv.features.params import WATCHED
 from dinv.images.image_set import load_image_set
 from dinv.params import Params
 
@@ -142,23 +143,35 @@ def test_a_changed_parameter_touches_only_its_own_stages(project):
 
 def test_dvc_sees_every_file_that_decides_a_result(project):
     """A model that is not the bundled one, feature networks, weights to start from, the images themselves."""
+    networks = {*INVERT, *GENERATE, *TRAIN}
+    for name, stages in (
+        ("models/fashion-features/config.json", networks | MEASURE),
+        ("models/pretrained/weights.safetensors", networks),
+        ("tinydata/train-labels-idx1-ubyte.gz", {"download"}),
+    ):
+        assert changed_by(project, name) == stages, name
     shutil.copytree(project.root / "models/fashion-ldm", project.root / "elsewhere")
     project.set(model__path="elsewhere")
     assert "download" in project.repro("download")
     before = set(json.loads(project.dvc("status", "--json").stdout))
-    for name, stages in (
-        ("elsewhere/scheduler/scheduler_config.json", {"download"}),
-        ("models/fashion-features/config.json", MEASURE),
-        ("models/pretrained/weights.safetensors", TRAIN),
-        ("tinydata/train-labels-idx1-ubyte.gz", {"download"}),
-    ):
-        path = project.root / name
-        original = path.read_bytes() if path.exists() else None
-        path.write_bytes((original or b"") + b" ")
-        changed = set(json.loads(project.dvc("status", "--json").stdout))
-        assert changed == before | stages, name
-        path.unlink() if original is None else path.write_bytes(original)
-    assert before <= {*INVERT, *GENERATE}
+    assert before <= networks
+    assert changed_by(project, "elsewhere/scheduler/scheduler_config.json") == before | {"download"}
+
+
+def changed_by(project, name):
+    """Stages that DVC would rerun after a change of a file, which is then taken back."""
+    path = project.root / name
+    original = path.read_bytes() if path.exists() else None
+    path.write_bytes((original or b"") + b" ")
+    changed = set(json.loads(project.dvc("status", "--json").stdout))
+    path.unlink() if original is None else path.write_bytes(original)
+    return changed
+
+
+def test_stages_with_networks_watch_the_folders_that_these_may_lie_in():
+    for stage in ("invert", "generate", "train"):
+        models = {dep for dep in PIPELINE[stage]["do"]["deps"] if dep.startswith("models/")}
+        assert models == set(WATCHED), stage
 
 
 def test_execution_does_not_change_images_or_accuracies(project):

@@ -1,6 +1,7 @@
 """The learner `probe`: scikit-learn's answers without scikit-learn's files, on features that are computed once."""
 
 import json
+import math
 from unittest import mock
 
 import numpy as np
@@ -15,17 +16,19 @@ from sklearn.svm import SVC
 from test_classify import easy_images, labels_of, one_hot
 
 from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.cross_validation import splits
 from dinv.classify.frozen import UNetFeatures, find_network
 from dinv.classify.heads import fit_logistic, fit_svc, logistic_scores, svc_scores, weighted_rows
 from dinv.classify.probe import Probe, ProbeParams, features_of, image_weights, standardised
 from dinv.classify.store import StoredClassifier, load_classifier, load_classifiers, save_classifier
+from dinv.classify.strength import best_strength
 from dinv.errors import UserError
 from dinv.features.worker import FeatureWorker
 from dinv.images.image_set import ImageSetReader
 from dinv.params import parse_params, read_yaml
 
 CPU = torch.device("cpu")
-SHIPPED = {"network": "convnet", "path": str(tiny.ROOT / "models/fashion-features")}
+SHIPPED = {"network": "convnet", "path": "models/fashion-features"}
 
 
 def params(**update):
@@ -56,6 +59,7 @@ def accuracy(classifier, images):
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.setenv("DINV_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.chdir(tiny.ROOT)
 
 
 @pytest.fixture
@@ -223,9 +227,7 @@ def test_a_probe_of_the_generator_learns_and_knows_its_network(unet, tmp_path):
     assert unet["path"].encode() in text
     stored = load_classifier(tmp_path / "p.safetensors")
     moved = {**stored.fitted.build, "features": {**unet, "path": str(other)}}
-    with pytest.raises(
-        UserError, match="not the network that this probe was trained with; run dvc repro --force"
-    ):
+    with pytest.raises(UserError, match=r"not the network that this probe was trained with; run dvc repro$"):
         Probe.load(stored.fitted.tensors, moved, CPU)(easy_images().images)
 
 
@@ -256,15 +258,74 @@ def test_a_probe_in_params_yaml(unet):
     block = params(features=unet).model_dump()
     raw["train"]["probe"] = block
     raw["arms"]["probe"] = {"images": "data/real/train", "real": False, "learner": "probe"}
+    with pytest.raises(
+        UserError, match=r"train\.probe: '.*': DVC would not see .*; use model\.path = 'models/fa"
+    ):
+        parse_params(raw)
+    raw["model"]["path"] = unet["path"]
     assert parse_params(raw).train["probe"].features.block == "mid"
     for update, message in (
         ({"kernel": "rbf", "classifier": "logistic"}, r"train\.probe: kernel = 'rbf' needs classifier: svc"),
         ({"features": {**unet, "blok": 1}}, r"train\.probe\.features\.unet\.blok: unknown .*mean block\?"),
         ({"features": {**unet, "network": "vgg"}}, r"train\.probe\.features"),
+        ({"features": {"network": "clip", "path": "clip"}}, r"train\.probe\.features.*DVC would not see"),
+        ({"C": -1.0}, r"train\.probe\.C.*neither a number greater than 0 nor cross_validation"),
+        ({"C": "search"}, r"train\.probe\.C.*neither a number greater than 0 nor cross_validation"),
     ):
         raw["train"]["probe"] = {**block, **update}
         with pytest.raises(UserError, match=message):
             parse_params(raw)
+
+
+def test_the_strength_is_searched_as_clips_paper_does():
+    """15 tries at most find the peak of what has one; of equals the smallest is taken."""
+    for peak in (3e-4, 1.0, 1e6):
+        tried = []
+
+        def quality(c, tried=tried, peak=peak):
+            tried.append(c)
+            return -abs(math.log10(c / peak))
+
+        assert abs(math.log10(best_strength(quality) / peak)) <= 1 / 16
+        assert len(tried) == len(set(tried)) <= 15
+    assert best_strength(lambda c: 0) == 1e-6
+
+
+@pytest.mark.parametrize("classifier", ["svc", "logistic"])
+def test_a_strength_is_chosen_by_images_that_are_held_out(classifier, monkeypatch):
+    """Grid search over the same folds by scikit-learn's own classifiers finds the same."""
+    grid = (0.01, 1.0, 100.0)
+    monkeypatch.setattr("dinv.classify.probe.best_strength", lambda quality: max(grid, key=quality))
+    images, extra = easy_images(n=30), tiny.random_images(30, 16, 1, seed=3)
+    mixed = (images.images // 3 + torch.from_numpy(extra).permute(0, 3, 1, 2) // 2).to(torch.uint8)
+    noisy = LabelledImages(mixed, images.targets)
+    found = fit(noisy, classifier=classifier, kernel="linear", C="cross_validation")
+    x, y = features_of(noisy.images, find_network(params().features), CPU), labels_of(noisy)
+    best = {}
+    for c in grid:
+        right, likelihood = 0, 0.0
+        for split in splits(TrainingSet([noisy], noisy)):
+            kept, rows = split.kept[0], split.scored
+            mean, std = x[kept].mean(0), x[kept].std(0, correction=0)
+            std = torch.where(std > 1e-6, std, 1.0)
+            a, b = (x[kept] - mean) / std, (x[rows] - mean) / std
+            if classifier == "logistic":
+                p = LogisticRegression(C=c, max_iter=10_000).fit(a, y[kept]).predict_proba(b)
+            else:
+                p = SVC(C=c, kernel="linear").fit(a, y[kept]).decision_function(b)
+                p = np.exp(p) / np.exp(p).sum(1, keepdims=True)
+            right += (p.argmax(1) == y[rows].numpy()).sum()
+            likelihood += np.log(p[range(len(p)), y[rows]]).sum()
+        best[c] = right, likelihood
+    expected = fit(noisy, classifier=classifier, kernel="linear", C=max(grid, key=best.get))
+    for name, value in expected.fitted.tensors.items():
+        assert torch.equal(found.fitted.tensors[name], value)
+    assert len({round(v[1], 6) for v in best.values()}) > 1, "strengths differ"
+
+
+def test_a_strength_needs_two_images_of_a_class():
+    with pytest.raises(UserError, match=r"C = 'cross_validation': no class has two images"):
+        fit(easy_images(n=3), C="cross_validation")
 
 
 @pytest.mark.slow

@@ -127,6 +127,7 @@ def test_soft_labels_that_a_strategy_gave_are_mixed_with_the_teachers(tmp_path):
 
 def test_a_teacher_is_a_logistic_probe_of_the_real_images(tmp_path, monkeypatch):
     monkeypatch.setenv("DINV_SCRATCH", str(tmp_path))
+    monkeypatch.chdir(tiny.ROOT)
     real, new = easy_images(n=30), easy_images(seed=1)
     teacher = fit_teacher(real, TeacherParams(**TEACHER), CPU)
     expected = fit_probe(real, classifier="logistic", kernel="linear", C=1.0)
@@ -138,6 +139,8 @@ def test_a_teacher_is_a_logistic_probe_of_the_real_images(tmp_path, monkeypatch)
 def task(tmp_path, monkeypatch):
     """A project's data: 12 real images of three classes, and 24 generated ones of which half show another."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/fashion-features").symlink_to(tiny.ROOT / "models/fashion-features")
     monkeypatch.setenv("DINV_SCRATCH", str(tmp_path / "scratch"))
     names = ("a", "b", "c")
     values = [20 + 90 * (i % 3) + i for i in range(12)]
@@ -212,6 +215,6 @@ def test_bad_values(update, message):
 
 
 def test_a_teacher_without_its_network_is_named(task, tmp_path):
-    absent = {"network": "convnet", "path": "models/absent"}
-    with pytest.raises(UserError, match=r"models/absent"):
+    absent = {"network": "convnet", "path": "models/pretrained/absent"}
+    with pytest.raises(UserError, match=r"models/pretrained/absent"):
         trained(task, tmp_path / "x", soft_labels="teacher", teacher=TeacherParams(features=absent, C=1.0))

@@ -134,6 +134,7 @@ def save_clip(folder: Path) -> Path:
     size = save_byte_tokenizer(folder)
     torch.manual_seed(4)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small["projection_dim"] = 6
     text = {
         "vocab_size": size,
         "max_position_embeddings": 40,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from dinv.classify.feature_params import TeacherParams
+from dinv.classify.feature_params import TeacherParams, UNetFeatures
 from dinv.section import Beta, Fraction, PositiveFloat, Section, Seed
 
 # Parameters that decide which images and labels a learner is given, not what it makes of them.
@@ -49,6 +49,8 @@ class LearnerParams(Section):
     teacher_temperature: PositiveFloat = 1.0
     teacher: TeacherParams | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)]
+    # Whether the classes' names decide the result, as where they are read by a text encoder.
+    reads_class_names: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _some_are_left(self) -> "LearnerParams":
@@ -62,6 +64,12 @@ class LearnerParams(Section):
         """Whether generated images are left out or labelled by what classifiers of real images say."""
         quantiles = self.min_confidence_quantile, self.max_confidence_quantile
         return self.min_confidence > 0 or quantiles != (0, 1) or self.soft_labels == "teacher"
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Paths of the diffusion models whose features are learned from, here by the teacher."""
+        features = None if self.teacher is None else self.teacher.features
+        return (features.path,) if isinstance(features, UNetFeatures) else ()
 
     @field_validator("seeds")
     @classmethod
@@ -140,10 +148,12 @@ class TrainingSet:
     Attributes:
         sources: the arm's image sets; where it mixes, the real images first.
         real: the real training images, of which a learner may take pixel statistics.
+        class_names: of the M classes.
     """
 
     sources: Sequence[LabelledImages]
     real: LabelledImages
+    class_names: Sequence[str] = ()
 
     @property
     def mixes(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dinv.features.params import FeatureNetwork
+from dinv.features.params import WatchedNetwork
 from dinv.section import PositiveFloat, Section
 
 
@@ -23,7 +23,7 @@ class UNetFeatures(Section):
     pooling: Literal["none", "mean"]
 
 
-FrozenFeatures = Annotated[FeatureNetwork | UNetFeatures, Field(discriminator="network")]
+FrozenFeatures = Annotated[WatchedNetwork | UNetFeatures, Field(discriminator="network")]
 
 
 class TeacherParams(Section):

@@ -63,11 +63,11 @@ class Scorer:
         sources = [own] if made is None or self.arm.real else []
         if made is not None:
             rows = allowed_rows(made, fold.held_out).tolist()
-            teachers = partial(self._teachers, TrainingSet([own], own), fold.seed)
+            teachers = partial(self._teachers, TrainingSet([own], own, real.class_names), fold.seed)
             images = prepared(made, rows, self.params, teachers, self.device)
             row_of = {image_id: row for row, image_id in enumerate(kept.ids)}
             sources.append(labelled(images, row_of, self.device))
-        return self._fit(TrainingSet(sources, own), fold.seed)
+        return self._fit(TrainingSet(sources, own, real.class_names), fold.seed)
 
     def _fit(self, data: TrainingSet, seed: int) -> StoredClassifier:
         name = self.params.learner

@@ -3,21 +3,39 @@
 Features are computed once per image and kept: another C, another kernel or fewer images compute none.
 """
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
-from dinv.classify.base import NOT_OF_TRAINING, Advance, Fitted, MixedParams, Predict, TrainingSet
-from dinv.classify.feature_params import FrozenFeatures
+from dinv.classify.base import (
+    NOT_OF_TRAINING,
+    Advance,
+    Fitted,
+    LabelledImages,
+    MixedParams,
+    Predict,
+    TrainingSet,
+)
+from dinv.classify.cross_validation import kept_images, scores, splits
+from dinv.classify.feature_params import FrozenFeatures, UNetFeatures
 from dinv.classify.frozen import find_network
 from dinv.classify.heads import Tensors, fit_logistic, fit_svc, logistic_scores, svc_scores, weighted_rows
+from dinv.classify.strength import best_strength
 from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
 from dinv.features.cache import Network, extract_images
-from dinv.section import PositiveFloat, Section
+from dinv.section import Section
 
 ONLY_MIXED = {"real_fraction", "synthetic_loss_weight"}
+SEARCHED = "cross_validation"
+
+
+def _a_strength(value: float | str) -> float | str:
+    if value == SEARCHED or (isinstance(value, float) and 0 < value < float("inf")):
+        return value
+    raise ValueError(f"{value!r} is neither a number greater than 0 nor {SEARCHED}")
 
 
 class ProbeParams(MixedParams):
@@ -26,7 +44,13 @@ class ProbeParams(MixedParams):
     features: FrozenFeatures
     classifier: Literal["logistic", "svc"]
     kernel: Literal["linear", "rbf"]
-    C: PositiveFloat
+    C: Annotated[float | str, AfterValidator(_a_strength)]
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """The teacher's, and the diffusion model if that is what the features are of."""
+        own = (self.features.path,) if isinstance(self.features, UNetFeatures) else ()
+        return (*super().generators, *own)
 
     @model_validator(mode="after")
     def _kernel_has_an_effect(self) -> "ProbeParams":
@@ -61,16 +85,12 @@ class Probe:
         """
         data = weighty(data, params.real_fraction)
         network = find_network(params.features)
-        images = [features_of(source.images, network, device) for source in data.sources]
-        targets = torch.cat([source.targets for source in data.sources])
-        rows, labels, weight = weighted_rows(targets, image_weights(data, params))
-        if len(labels.unique()) < 2:
-            raise UserError("learner probe: the training images are of one class; at least two are needed")
-        x, scaling = standardised(torch.cat(images)[rows], weight)
-        if params.classifier == "logistic":
-            head = fit_logistic(x, labels, weight, params.C)
-        else:
-            head = fit_svc(x, labels, weight, params.C, params.kernel)
+        features = [
+            LabelledImages(features_of(s.images, network, device), s.targets, s.origins) for s in data.sources
+        ]
+        known = TrainingSet(features, data.real)
+        c = chosen_strength(data, known, params) if isinstance(params.C, str) else params.C
+        head, scaling = fit_head(known, params, c)
         build = {
             **params.model_dump(include={"classifier", "kernel", "features"}),
             "digest": network.digest,
@@ -92,11 +112,10 @@ class Probe:
         def predict(images: torch.Tensor) -> torch.Tensor:
             if not network:
                 network.append(_the_same(params, str(build["digest"])))
-            x = (features_of(images, network[0], device) - tensors["mean"]) / tensors["std"]
-            is_svc = build["classifier"] == "svc"
-            scores = svc_scores(tensors, x, kernel) if is_svc else logistic_scores(tensors, x)
+            x = features_of(images, network[0], device)
             found = torch.zeros(len(x), num_classes)
-            found[:, tensors["classes"]] = scores.softmax(1).float()
+            logits = head_scores(tensors, tensors, x, build["classifier"], kernel)
+            found[:, tensors["classes"]] = logits.softmax(1).float()
             return found.to(device)
 
         return predict
@@ -113,11 +132,72 @@ def features_of(images: torch.Tensor, network: Network, device: torch.device) ->
     return torch.from_numpy(extract_images(images, network, ExecutionParams.here(str(device)))).double()
 
 
+def fit_head(known: TrainingSet, params: ProbeParams, c: float) -> tuple[Tensors, Tensors]:
+    """Head and scaling of images that are known by their features, float64 [N, D] in place of pixels.
+
+    Raises:
+        UserError: there is one class only.
+    """
+    targets = torch.cat([source.targets for source in known.sources])
+    rows, labels, weight = weighted_rows(targets, image_weights(known, params))
+    if len(labels.unique()) < 2:
+        raise UserError("learner probe: the training images are of one class; at least two are needed")
+    x, scaling = standardised(torch.cat([source.images for source in known.sources])[rows], weight)
+    if params.classifier == "logistic":
+        return fit_logistic(x, labels, weight, c), scaling
+    return fit_svc(x, labels, weight, c, params.kernel), scaling
+
+
+def head_scores(
+    head: Tensors, scaling: Tensors, x: torch.Tensor, classifier: str, kernel: str
+) -> torch.Tensor:
+    """[B, number of classes that were seen] of features [B, D]."""
+    x = (x - scaling["mean"]) / scaling["std"]
+    return svc_scores(head, x, kernel) if classifier == "svc" else logistic_scores(head, x)
+
+
+def chosen_strength(data: TrainingSet, known: TrainingSet, params: ProbeParams) -> float:
+    """The C with most right answers on training images that are held out in turn; of equals the likeliest.
+
+    Args:
+        data: the images.
+        known: the same with features in place of pixels.
+        params: what is fitted.
+
+    Raises:
+        UserError: no class has two images.
+    """
+    divisions = [(kept_images(known, split), split.scored) for split in splits(data)]
+    if not divisions:
+        raise UserError(f"C = {SEARCHED!r}: no class has two images, so none can be held out; set a number")
+
+    def quality(c: float) -> tuple[int, float]:
+        found = [_held_out(fit_head(kept, params, c), known, rows, params) for kept, rows in divisions]
+        return sum(right for right, _ in found), sum(likelihood for _, likelihood in found)
+
+    return best_strength(quality)
+
+
+def _held_out(
+    fitted: Sequence[Tensors], known: TrainingSet, rows: torch.Tensor, params: ProbeParams
+) -> tuple[int, float]:
+    """Right answers and log-likelihood of some images of the first source."""
+    first = known.sources[0]
+    head, scaling = fitted
+    logits = torch.full((len(rows), known.num_classes), -torch.inf, dtype=torch.float64)
+    logits[:, head["classes"]] = head_scores(
+        head, scaling, first.images[rows], params.classifier, params.kernel
+    )
+    right, likelihood = scores(logits, first.targets[rows].argmax(1))
+    return int(right), float(likelihood)
+
+
 def weighty(data: TrainingSet, real_fraction: float) -> TrainingSet:
     """Without real or generated images that a share of 0 or 1 leaves no weight: one kind alone."""
     if not data.mixes or 0 < real_fraction < 1:
         return data
-    return TrainingSet([data.sources[0 if real_fraction == 1 else 1]], data.real)
+    kind = data.sources[0 if real_fraction == 1 else 1]
+    return TrainingSet([kind], data.real, data.class_names)
 
 
 def image_weights(data: TrainingSet, params: ProbeParams) -> torch.Tensor:
@@ -153,6 +233,6 @@ def _the_same(params: ProbeFeatures, digest: str) -> Network:
     if network.digest != digest:
         raise UserError(
             f"features.path = {params.features.path!r}: not the network that this probe was trained with; "
-            "run dvc repro --force --single-item train@ARM: DVC does not see these files"
+            "run dvc repro"
         )
     return network

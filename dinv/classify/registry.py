@@ -6,7 +6,11 @@ LEARNERS = Registry(
     "learner",
     {
         "cnn": "dinv.classify.cnn:Cnn",
+        "coop": "dinv.classify.coop:Coop",
         "finetune": "dinv.classify.finetune:Finetune",
         "probe": "dinv.classify.probe:Probe",
+        "tip_adapter": "dinv.classify.tip_adapter:TipAdapter",
+        "tip_adapter_f": "dinv.classify.tip_adapter_f:TipAdapterF",
+        "zero_shot_clip": "dinv.classify.zero_shot_clip:ZeroShotClip",
     },
 )

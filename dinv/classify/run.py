@@ -61,11 +61,16 @@ class Trainer:
     def _run(self, name: str, sources: Sequence[MappedImageSet], output: Path) -> None:
         learner = LEARNERS[self.params.learner]
         settings = learner.settings(self.params, len(sources) > 1, self.device)
-        content = [content_digest(source) for source in (self.real, *sources)]
+        content = [self._content(source) for source in (self.real, *sources)]
         key = [self.code, self.params.learner, settings, content]
         plan = seed_plan(f"{name}, classifier", self.params.seeds, key, learner.num_units(self.params))
         worker = partial(TrainWorker, self, sources)
         run_parts(plan, PartStore("train"), FILES, worker, self._here, output)
+
+    def _content(self, images: MappedImageSet) -> str:
+        """Digest of what the learner reads of an image set."""
+        digest = content_digest(images)
+        return digest_of([digest, images.class_names]) if self.params.reads_class_names else digest
 
     @property
     def _here(self) -> ExecutionParams:
@@ -76,7 +81,7 @@ class Trainer:
         """Choose the share of real images, train with it, and write down what the choice rests on."""
         made = ImageSetReader(Path(arm.images)).mapped()
         links = {column: ids for column, ids in made.provenance.items() if column.endswith("_id")}
-        content = [content_digest(self.real), content_digest(made), digest_of(links)]
+        content = [self._content(self.real), self._content(made), digest_of(links)]
         scores = Choice(params, arm, self.device, self.code, content).scores(name, self._here)
         print(report(scores))
         chosen = {"real_fraction": best_share(scores), "choose_real": "none"}
@@ -115,7 +120,7 @@ class TrainWorker:
         row_of = {image_id: row for row, image_id in enumerate(trainer.real.ids)}
         real = labelled(trainer.real, None, self.device)
         learned = [real if s is trainer.real else labelled(s, row_of, self.device) for s in sources]
-        self.data = TrainingSet(learned, real)
+        self.data = TrainingSet(learned, real, trainer.real.class_names)
 
     def compute(self, seed: int, advance: Advance) -> bytes:
         """Train one classifier."""

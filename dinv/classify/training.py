@@ -15,7 +15,7 @@ from dinv.execution.device import computes_bfloat16
 from dinv.section import Beta, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 CURVE_POINTS = 50
-_ONLY_MIXED = {
+ONLY_MIXED = {
     "real_fraction",
     "real_fraction_schedule",
     "real_fraction_end",
@@ -61,7 +61,7 @@ class TrainingParams(MixedParams, AugmentParams):
 
 def training_settings(params: TrainingParams, mixes: bool, device: torch.device) -> dict[str, Any]:
     """All but the mixing, where nothing is mixed; the type that the device really computes in."""
-    exclude = {*NOT_OF_TRAINING, *(() if mixes else _ONLY_MIXED)}
+    exclude = {*NOT_OF_TRAINING, *(() if mixes else ONLY_MIXED)}
     return {**params.model_dump(exclude=exclude), "dtype": str(computed_dtype(params, device))}
 
 
@@ -121,10 +121,11 @@ def train_network(
         optimizer.step()
         losses.append(loss.detach())
         advance(params.batch_size)
-    return _curve(torch.stack(losses).cpu())
+    return curve_of(torch.stack(losses).cpu())
 
 
-def _curve(losses: torch.Tensor) -> list[tuple[int, float]]:
+def curve_of(losses: torch.Tensor) -> list[tuple[int, float]]:
+    """At most 99 points (step, mean loss until then) of all losses, float [num_steps]."""
     interval = max(1, len(losses) // CURVE_POINTS)
     ends = range(interval, len(losses) + 1, interval)
     return [(end, losses[end - interval : end].mean().item()) for end in ends]

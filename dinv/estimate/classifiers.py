@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from dinv.classify.arms import Arm, image_sets
 from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.cross_validation import NUM_FOLDS
 from dinv.classify.frozen import find_network
 from dinv.classify.heads import fit_logistic, fit_svc
 from dinv.classify.probe import ProbeParams
 from dinv.classify.registry import LEARNERS
 from dinv.classify.store import StoredClassifier, predict_proba, save_classifier
+from dinv.classify.strength import MOST_TRIED
 from dinv.classify.training import TrainingParams
 from dinv.estimate.measure import NOTHING, Clock, Range, fitting_size, timed
 from dinv.estimate.sample import SECONDS, Sample
@@ -80,10 +82,11 @@ def probe_cost(params: ProbeParams, arm: Arm, num_made: int, sample: Sample) -> 
     x = torch.from_numpy(rng.normal(size=(m, width)))
     y = torch.arange(m) % len(sample.small.class_names)
     weight = torch.ones(m, dtype=torch.float64)
+    c, fits = (1.0, 1 + MOST_TRIED * NUM_FOLDS) if isinstance(params.C, str) else (params.C, 1)
     if params.classifier == "logistic":
-        fit = timed(lambda: fit_logistic(x, y, weight, params.C), sample.device)
+        fit = fits * timed(lambda: fit_logistic(x, y, weight, c), sample.device)
     else:
-        fit = timed(lambda: fit_svc(x, y, weight, params.C, params.kernel), sample.device)
+        fit = fits * timed(lambda: fit_svc(x, y, weight, c, params.kernel), sample.device)
     seeds = len(params.seeds)
     work = {"images to have features of": n, "probes": seeds}
     disk = seeds * (MOST_TIMED if params.classifier == "svc" else y.max().item() + 1) * width * 8

@@ -1,8 +1,37 @@
-"""What params.yaml says of a network whose features are used."""
+"""What params.yaml says of a network whose features are used, and where networks may lie."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from dinv.section import Section
+
+# Dependencies of invert, generate and train, so that DVC sees changed files.
+WATCHED = (
+    "models/pretrained",
+    "models/fashion-features",
+    "models/satellite-features",
+    "models/cells-features",
+)
+
+
+def is_watched(path: str) -> bool:
+    """Whether DVC sees when a file there changes."""
+    parts = Path(path).parts
+    return ".." not in parts and any(parts[:2] == Path(folder).parts for folder in WATCHED)
+
+
+def _watched(path: str) -> str:
+    if not is_watched(path):
+        raise ValueError(
+            f"{path!r}: DVC would not see when it changes; put the network, or a YAML file that pins one on "
+            "the hub, into models/pretrained"
+        )
+    return path
+
+
+WatchedPath = Annotated[str, AfterValidator(_watched)]
 
 
 class FeatureNetwork(Section):
@@ -10,3 +39,9 @@ class FeatureNetwork(Section):
 
     network: Literal["convnet", "inception", "dinov2", "clip"]
     path: str
+
+
+class WatchedNetwork(FeatureNetwork):
+    """A feature network whose files DVC watches."""
+
+    path: WatchedPath

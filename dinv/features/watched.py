@@ -1,13 +1,12 @@
-"""Networks that strategies use beside the generator: where they may lie, and what identifies them."""
+"""Networks beside the generator: where strategies and learners find them, and what identifies them."""
 
 from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator
 
 from dinv.errors import UserError
 from dinv.execution.params import ExecutionParams
@@ -16,33 +15,6 @@ from dinv.features.extractors import Extractor, load_extractor
 from dinv.features.location import location_digest
 from dinv.features.params import FeatureNetwork
 from dinv.hub import resolve
-
-# Dependencies of the stages that make images, so that DVC sees changed files.
-WATCHED = (
-    "models/pretrained",
-    "models/fashion-features",
-    "models/satellite-features",
-    "models/cells-features",
-)
-
-
-def _is_watched(path: str) -> str:
-    parts = Path(path).parts
-    if ".." in parts or not any(parts[:2] == Path(folder).parts for folder in WATCHED):
-        raise ValueError(
-            f"{path!r}: DVC would not see when it changes; put the network, or a YAML file that pins one on "
-            "the hub, into models/pretrained"
-        )
-    return path
-
-
-WatchedPath = Annotated[str, AfterValidator(_is_watched)]
-
-
-class WatchedNetwork(FeatureNetwork):
-    """A feature network whose files DVC watches."""
-
-    path: WatchedPath
 
 
 @dataclass(frozen=True)

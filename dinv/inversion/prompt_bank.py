@@ -14,7 +14,8 @@ import torch
 from dinv.diffusion.sentences import SENTENCE_FILES, SentenceModel
 from dinv.diffusion.text import prompt_for
 from dinv.errors import UserError
-from dinv.features.watched import FrozenNetwork, WatchedPath
+from dinv.features.params import WatchedPath
+from dinv.features.watched import FrozenNetwork
 from dinv.files import write_json
 from dinv.images.image_set import ImageSetReader
 from dinv.inversion.base import Loss, MethodParams, Place

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from dinv.section import PositiveInt
+from dinv.section import PositiveInt, Template
 from dinv.strategies.base import Draw, Inputs, Material
-from dinv.strategies.conditions import SamplerParams, Template, class_conditions
+from dinv.strategies.conditions import SamplerParams, class_conditions
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_noise import FromNoise, noise_seeds
 

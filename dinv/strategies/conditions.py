@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from dinv.diffusion.text import TextEncoder, load_text_encoder, prompt_for
 from dinv.errors import UserError
@@ -13,15 +13,6 @@ from dinv.section import Seed
 from dinv.strategies.base import Material, StrategyParams
 
 LEARNED = "data/learned"
-
-
-def _names_the_class(template: str) -> str:
-    if "{class}" not in template:
-        raise ValueError(f"{template!r} has no {{class}}, where the class's name goes")
-    return template
-
-
-Template = Annotated[str, AfterValidator(_names_the_class)]
 GuidanceScale = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 NumSteps = Annotated[int, Field(ge=1, le=1000)]
 

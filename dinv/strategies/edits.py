@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from dinv.errors import UserError
 from dinv.rng import generator
-from dinv.section import PositiveInt
+from dinv.section import PositiveInt, Template
 from dinv.strategies.base import Draw, Inputs, Material
-from dinv.strategies.conditions import SamplerParams, Template, class_conditions
+from dinv.strategies.conditions import SamplerParams, class_conditions
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_image import FromImage, first_step
 from dinv.strategies.from_noise import noise_seeds

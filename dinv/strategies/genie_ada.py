@@ -11,7 +11,8 @@ from pydantic import Field
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.errors import UserError
 from dinv.features.extractors import Extractor
-from dinv.features.watched import FrozenNetwork, WatchedNetwork, unit
+from dinv.features.params import WatchedNetwork
+from dinv.features.watched import FrozenNetwork, unit
 from dinv.strategies.base import Draw, Inputs, Material, OpenModel
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.edits import (

@@ -9,12 +9,13 @@ from pydantic import Field
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.text import load_text_encoder, prompt_for
-from dinv.features.watched import FrozenNetwork, WatchedPath
+from dinv.features.params import WatchedPath
+from dinv.features.watched import FrozenNetwork
 from dinv.features.zero_shot import CLIP_FILES, ZeroShot
 from dinv.inversion.prompt_bank import read_prompts
-from dinv.section import PositiveInt, Section
+from dinv.section import PositiveInt, Section, Template
 from dinv.strategies.base import Draw, Inputs, Material, OpenModel
-from dinv.strategies.conditions import SamplerParams, Template
+from dinv.strategies.conditions import SamplerParams
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_noise import FromNoise, noise_seeds
 

@@ -16,7 +16,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from dinv.errors import UserError
-from dinv.features.watched import FrozenNetwork, WatchedNetwork
+from dinv.features.params import WatchedNetwork
+from dinv.features.watched import FrozenNetwork
 from dinv.images.fingerprint import BITS, Fingerprints, fingerprints, nearest_distance, read_fingerprints
 from dinv.images.labelled import batches
 from dinv.section import PositiveInt
