@@ -33,7 +33,7 @@ def benchmark(created, monkeypatch, capsys):
 
 
 def test_every_benchmark_is_run_here():
-    assert NAMES == ["common", "generate", "invert", "memory", "storage", "train"]
+    assert NAMES == ["common", "generate", "invert", "memory", "on_demand", "storage", "train"]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,14 @@ def test_random_weights_of_stable_diffusions_architecture_have_its_size(monkeypa
         unet = common.UNet2DConditionModel(**common.SD15_UNET)
         vae = common.AutoencoderKL(**common.SD15_VAE)
     assert [sum(p.numel() for p in m.parameters()) for m in (unet, vae)] == [859_520_964, 83_653_863]
+
+
+def test_images_on_demand_are_compared_with_stored_ones(benchmark):
+    out = benchmark("on_demand")
+    assert re.search(
+        r"time per image, made before: reference \S+ ms, ours \S+ ms, ratio \S+ \(.*n = 1\)", out
+    )
+    assert re.search(r"time per image, first pass: \S+ ms, \d+ times as long", out)
 
 
 @pytest.mark.slow

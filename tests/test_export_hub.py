@@ -413,7 +413,7 @@ def test_the_page_s_commands_work_on_what_the_pipeline_made(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     page = (tiny.ROOT / "docs/exporting.md").read_text()
     images, models, to_hub = re.findall("```bash\n(.*?)```", page, re.S)
-    (code,) = re.findall("```python\n(.*?)```", page, re.S)
+    code, on_demand = re.findall("```python\n(.*?)```", page, re.S)
     with hub_server() as server:
         env = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
         project.run("bash", "-e", "-c", images + models)
@@ -424,6 +424,12 @@ def test_the_page_s_commands_work_on_what_the_pipeline_made(finished, tmp_path):
 assert len(images) == 60 and {"source_id", "partner_id", "noise_std", "seed"} <= set(images.column_names)
 """
     project.run(sys.executable, "-c", code + check, HF_HOME=str(tmp_path / "home"))
+    check = """
+stored = GeneratedImages("inversion").labels
+assert len(images) == 30000 and len(stored) == 60 and (images.labels[:60] == stored).all()
+assert loader.dataset[59][0].shape == (1, 16, 16)
+"""
+    project.run(sys.executable, "-c", on_demand + check)
     metadata, text = card(project.root / "my_dataset")
     assert metadata["license"] == "unknown" and "num_images_per_embedding: 2" in text
     metadata, text = card(project.root / "my_classifier")
