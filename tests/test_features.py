@@ -23,7 +23,7 @@ from dinv.features.cache import Extraction, extract
 from dinv.features.extractors import load_extractor
 from dinv.features.location import locate, location_digest
 from dinv.features.network import load_network
-from dinv.features.params import FeatureNetwork
+from dinv.features.params import FeatureNetwork, is_watched
 from dinv.features.worker import FeatureWorker, load_features
 from dinv.images.image_set import ImageSet, ImageSetReader, save_image_set
 from dinv.sources.params import DataParams
@@ -212,3 +212,18 @@ def test_damaged_networks_are_refused(tmp_path, damage):
         name = "convnet"
     with pytest.raises(UserError, match=f"{folder}"):
         load_extractor(name, folder, CPU)
+
+
+def test_watched_paths_lie_in_watched_folders(monkeypatch):
+    monkeypatch.setattr("dinv.features.params.WATCHED", ("models/pretrained", "models/sd/clip"))
+    for path in ("models/pretrained", "models/pretrained/a/b.yaml", "models/sd/clip", "models/sd/clip/x"):
+        assert is_watched(path), path
+    for path in (
+        "models",
+        "models/sd",
+        "models/sd/unet",
+        "models/pretrained2",
+        "models/pretrained/../x",
+        "/models/pretrained",
+    ):
+        assert not is_watched(path), path

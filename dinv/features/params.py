@@ -18,8 +18,7 @@ WATCHED = (
 
 def is_watched(path: str) -> bool:
     """Whether DVC sees when a file there changes."""
-    parts = Path(path).parts
-    return ".." not in parts and any(parts[:2] == Path(folder).parts for folder in WATCHED)
+    return ".." not in Path(path).parts and any(Path(path).is_relative_to(folder) for folder in WATCHED)
 
 
 def _watched(path: str) -> str:

@@ -5,40 +5,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from dinv.errors import UserError
-
-CLIP_FILES = ("*.json", "*.safetensors", "*.txt")
+from dinv.features.clip_text import ClipText
+from dinv.features.extractors import load_extractor
 
 
 class ZeroShot:
-    """A prompt per class. Raises UserError when the folder is no CLIP model with both encoders."""
+    """A prompt per class.
+
+    Raises:
+        UserError: the folder is no CLIP model with both encoders, or a prompt is too long for it.
+    """
 
     def __init__(self, location: Path, prompts: Sequence[str], device: torch.device):
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer  # noqa: PLC0415 - seconds
+        text = ClipText(location, device)
+        self._texts, self._scale = text.features(prompts), text.scale
+        self._extract = load_extractor("clip", location, device)
 
-        try:
-            self._processor = CLIPImageProcessor.from_pretrained(location, local_files_only=True)
-            tokenizer = CLIPTokenizer.from_pretrained(location, local_files_only=True)
-            model = CLIPModel.from_pretrained(location, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(f"{location}: not a CLIP model with both encoders ({reason})") from error
-        self._model = model.eval()
-        torch.nn.Module.to(self._model, device)
-        tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(device)
-        with torch.no_grad():
-            texts = self._model.text_projection(self._model.text_model(**tokens).pooler_output)
-        self._texts = texts / texts.norm(dim=1, keepdim=True)
-
-    @torch.no_grad()
     def probabilities(self, images: NDArray[np.uint8]) -> torch.Tensor:
         """softmax over classes of exp(scale) cos(image, prompt): uint8 [B, H, W, C] -> float32 [B, M]."""
-        rgb = torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-        pixels = self._processor(images=list(rgb), return_tensors="pt")["pixel_values"]
-        seen = self._model.vision_model(pixel_values=pixels.to(self._texts.device)).pooler_output
-        features = self._model.visual_projection(seen)
-        features = features / features.norm(dim=1, keepdim=True)
-        return (self._model.logit_scale.exp() * features @ self._texts.T).softmax(1).cpu()
+        features = F.normalize(self._extract(images), dim=1)
+        return (self._scale * features @ self._texts.T).softmax(1)

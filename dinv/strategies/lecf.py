@@ -9,9 +9,10 @@ from pydantic import Field
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.text import load_text_encoder, prompt_for
+from dinv.features.clip_text import CLIP_FILES
 from dinv.features.params import WatchedPath
 from dinv.features.watched import FrozenNetwork
-from dinv.features.zero_shot import CLIP_FILES, ZeroShot
+from dinv.features.zero_shot import ZeroShot
 from dinv.inversion.prompt_bank import read_prompts
 from dinv.section import PositiveInt, Section, Template
 from dinv.strategies.base import Draw, Inputs, Material, OpenModel
