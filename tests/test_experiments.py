@@ -357,6 +357,13 @@ def test_an_experiment_brings_arms_and_learners_of_its_own(folder):
     assert load_experiment("small", BASE).arms == ["real", "again"]
 
 
+def test_a_setting_inside_an_added_block_stays_in_its_run():
+    block = {"strategy": "reconstruction", "input": "data/real/train"}
+    settings = {"+generate.again": block, "generate.again.input": "elsewhere"}
+    assert changed(BASE, settings, Path("x"))["generate"]["again"]["input"] == "elsewhere"
+    assert block["input"] == "data/real/train"
+
+
 def test_the_best_are_compared_on_test_only(folder):
     (folder / "experiments/small.yaml").write_text(SMALL + "best: true\n")
     with pytest.raises(UserError, match="best: arms are picked on val and compared on test"):

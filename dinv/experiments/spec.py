@@ -152,7 +152,7 @@ def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, A
                 f"{path}: {name}: no such parameter{help_}; write section.key or section.block.key as in "
                 "params.yaml"
             )
-        place[key] = value
+        place[key] = copy.deepcopy(value)  # a later setting may change a part of it
     return sections
 
 

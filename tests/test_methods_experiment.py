@@ -1,0 +1,130 @@
+"""Experiment methods: every block of it on a tiny model, equal numbers of images, no sight of held-out images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import tiny_methods as methods
+from PIL import Image
+from tiny_methods import plan, render
+
+from dinv.execution.params import ExecutionParams
+from dinv.experiments.pipeline import _literal
+from dinv.experiments.spec import changed, load_experiment
+from dinv.images.fingerprint import write_fingerprints
+from dinv.inversion.base import Place
+from dinv.inversion.registry import METHODS
+from dinv.params import LEARNED, parse_params, read_yaml
+from dinv.strategies.base import Material
+from dinv.strategies.registry import STRATEGIES
+
+SHORT = {"num_visits": 2, "num_steps": 2, "num_inversion_steps": 4, "num_inference_steps": 4, "num_starts": 2}
+FEW = {"latent_size": 6, "generator_width": 4, "discriminator_width": 4, "resolution": 16, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny.ROOT)
+        base = read_yaml(Path("params.yaml"))
+        experiment = load_experiment("methods", base)
+        made = [(r, parse_params(changed(base, r.settings, Path("methods")))) for r in experiment.runs()]
+    return experiment, made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Five images of each of three classes, a tiny model without text, a pool that holds a test image."""
+    root = tmp_path_factory.mktemp("place")
+    labels = [k for k in range(3) for _ in range(5)]
+    real = methods.save_real(root / "data/real/train_model", labels=labels)
+    pool = root / "data/bundled/satellite"
+    pool.mkdir(parents=True)
+    pictures = tiny.random_images(12, side=16, seed=5)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(pool / f"{i}.png")
+    write_fingerprints([pictures[3:4]], root / "data/fingerprints.txt")
+    (root / "models").mkdir()
+    (root / "models/satellite-features").symlink_to(tiny.ROOT / "models/satellite-features")
+    return root, real, tiny.load_tiny(tiny.save_tiny_model(root / "model", text=False))
+
+
+def shortened(params):
+    return params.model_copy(update={k: v for k, v in SHORT.items() if k in type(params).model_fields})
+
+
+def strategies(params, place, blocks):
+    """Strategies of the blocks, on what they want to have learned in a few steps."""
+    root, real, model = place
+    where = Place(lambda: model, ["code", "model"], ExecutionParams.here("cpu"))
+    for name in {params.generate[block].input.removeprefix(LEARNED) for block in blocks} & set(params.invert):
+        learned = shortened(params.invert[name])
+        if learned.method == "gan":
+            learned = learned.model_copy(update=FEW)
+        METHODS[learned.method].learn(learned, real, where, root / LEARNED / name)
+    for block in blocks:
+        p = shortened(params.generate[block])
+        yield block, STRATEGIES[p.strategy](p, Material(real, Path(p.input), lambda: model))
+
+
+def test_every_method_makes_as_many_images_of_every_class(runs, place, monkeypatch):
+    experiment, made = runs
+    monkeypatch.chdir(place[0])
+    monkeypatch.setenv("DINV_SCRATCH", "scratch")
+    params = made[0][1]
+    arms = [a for a in experiment.arms if a not in ("real", "reconstruction")]
+    blocks = [params.arms[arm].images.rpartition("/")[2] for arm in arms]
+    assert len(set(blocks)) == len(arms) == 9
+    for block, strategy in strategies(params, place, blocks):
+        draws = plan(strategy)
+        counts = np.bincount([d.label for d in draws], minlength=3)
+        assert counts.sum() == 150, block  # ten of each of fifteen
+        if "genie" not in block and block != "diff_mix":  # whose labels are those of random targets
+            assert counts.tolist() == [50, 50, 50], block
+        images = render(strategy, place[2], [draws[0], draws[-1]])
+        assert images.shape == (2, 16, 16, 3), block
+
+
+def test_numbers_are_equal_in_every_run_and_only_the_pool_differs_by_task(runs):
+    experiment, made = runs
+    assert len(made) == 12 and experiment.split == "test" and experiment.pool == "data.seed"
+    for run, params in made:
+        task = "satellite" if "satellite" in run.place["cell"] else "cells"
+        k = params.data.num_per_class
+        assert run.place["cell"].endswith(f", {k}") and params.data.root == f"data/bundled/{task}"
+        assert params.generate["gan"].num_images_per_class == 10 * k
+        assert params.generate["inversion"].num_images_per_embedding == 10
+        retrieval = params.generate["retrieval"]
+        assert retrieval.input == params.data.root and retrieval.features.path == f"models/{task}-features"
+        assert params.model.path == f"models/{task}-ldm"
+        learners = {params.arms[arm].learner for arm in experiment.arms}
+        assert learners == {"cnn"} and all(params.arms[a].real for a in experiment.arms[2:])
+
+
+def test_settings_of_the_tasks_are_those_of_their_presets(runs):
+    for run, params in runs[1]:
+        task = "satellite" if "satellite" in run.place["cell"] else "cells"
+        preset = read_yaml(tiny.ROOT / f"presets/{task}.yaml")
+        found = params.model_dump()
+        for section, values in preset.items():
+            assert_holds(found[section], values)
+
+
+def assert_holds(found, wanted):
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            assert_holds(found[key], value)
+        else:
+            assert found[key] == value, key
+
+
+def test_dvc_reads_the_settings_as_they_are_meant(runs, tmp_path):
+    """As `dvc exp run -S` does: blocks that are added, then parts of them."""
+    from dvc.utils.hydra import apply_overrides
+
+    for run, params in (runs[1][0], runs[1][-1]):
+        path = tmp_path / "params.yaml"
+        path.write_text((tiny.ROOT / "params.yaml").read_text())
+        apply_overrides(path, [f"{name}={_literal(value)}" for name, value in run.settings.items()])
+        assert parse_params(read_yaml(path)) == params
