@@ -21,6 +21,7 @@ in the folder that holds params.yaml.
   dinv experiment learning_curve                     many settings -> one table and one figure
   dinv tune default                                  the best settings of each arm, found with equal effort
   dinv report                                        the run in this folder -> one page, report.html
+  dinv pilot --minutes 15                            will generated images help on this task?
   dinv estimate --price-per-hour 2.5                 what the run will cost in time, disk, memory and money
 """
 INIT = """\
@@ -98,6 +99,15 @@ memory and, with a price, costs, each as a range. Nothing is written.
   dinv estimate
   dinv estimate --price-per-hour 2.5 --json
 """
+PILOT = """\
+Find out on a share of the labelled images whether generated images help more than what can be done without
+them: stronger augmentation, classifiers of frozen features. Both sides have the same learners and choose
+among them by images that are not scored. Test images are not looked at. Writes NAME.json, .md and .png into
+metrics/pilot/. After an interruption the same command goes on where it was.
+
+  dinv pilot
+  dinv pilot --name satellite --minutes 15
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--against", metavar="RUN", help="git revision, experiment of DVC, or folder")
     report.add_argument("--markdown", action="store_true", help="Markdown instead of HTML")
     report.set_defaults(run=_report)
+    pilot = add("pilot", "will generated images help on this task?", PILOT)
+    pilot.add_argument("--name", default="pilot", help="of the files that are written")
+    pilot.add_argument("--minutes", type=float, default=15, help="to be kept to, as far as possible")
+    pilot.add_argument("--price-per-hour", type=float, help="of this machine, in any currency")
+    pilot.add_argument("--json", action="store_true", help="print all numbers, for programs")
+    pilot.set_defaults(run=_pilot)
     estimate = add("estimate", "time, disk, memory and costs of a run", ESTIMATE)
     estimate.add_argument("--price-per-hour", type=float, help="of this machine, in any currency")
     estimate.add_argument("--json", action="store_true", help="all numbers, for programs")
@@ -230,6 +246,12 @@ def _estimate(args: argparse.Namespace) -> None:
     from dinv.estimate.run import run_estimate  # noqa: PLC0415
 
     run_estimate(args.price_per_hour, not args.json)
+
+
+def _pilot(args: argparse.Namespace) -> None:
+    from dinv.pilot.run import run_pilot  # noqa: PLC0415
+
+    run_pilot(args.name, args.minutes, args.price_per_hour, not args.json)
 
 
 if __name__ == "__main__":

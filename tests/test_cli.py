@@ -33,14 +33,16 @@ finally:
         "dinv experiment learning_curve",
         "dinv tune default",
         "dinv report",
+        "dinv pilot --minutes",
         "dinv estimate --price-per-hour",
     ):
         assert example in done.stdout
 
 
-@pytest.mark.parametrize(
-    "command", ["init", "export", "archive-model", "preset", "experiment", "tune", "report", "estimate"]
-)
+COMMANDS = "init export archive-model preset experiment tune report estimate pilot"
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
 def test_every_subcommand_says_what_it_does_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -57,13 +57,21 @@ def network_cost(params: TrainingParams, arm: Arm, sample: Sample) -> Cost:
     n, disk = len(params.seeds), len(to_bytes(partial(save_classifier, stored)))
     work = {"classifier steps": n * params.num_steps}
     seconds = (step * params.num_steps + Range(ends, ends, ends)) * n
-    if params.min_confidence > 0 and not arm.only_real:  # teachers, which an arm of real images may share
-        seconds, work = seconds * 2, {name: 2 * count for name, count in work.items()}
+    times = 1 if arm.only_real else num_trainings(params) / n
+    seconds, work = seconds * times, {name: round(times * count) for name, count in work.items()}
     images, predict = sample.small.tensor(), stored.on(sample.device)
     looks = [
         timed(lambda: predict_proba(predict, images, sample.device), sample.device) for _ in range(NUM_TIMED)
     ]
     return Cost(seconds, work, n * disk, look=Range.of(looks) * (n / len(images)))
+
+
+def num_trainings(params: TrainingParams) -> int:
+    """Of an arm with generated images: its own, its teachers', those that choose its share of real ones."""
+    n = len(params.seeds)
+    teachers = n if params.asks_a_teacher else 0
+    chooses = params.choose_real == "cross_validation"
+    return n + teachers + (len(params.choose_real_from) * params.choose_real_folds if chooses else 0)
 
 
 def _whole(params: TrainingParams) -> dict[str, int]:
@@ -78,19 +86,22 @@ def probe_cost(params: ProbeParams, arm: Arm, num_made: int, sample: Sample) -> 
     """
     extract, width = features_cost(find_network(params.features), sample)
     n = (sample.num_train if arm.only_real or arm.real else 0) + (0 if arm.only_real else num_made)
-    m, rng = min(n, MOST_TIMED), np.random.default_rng(0)
-    x = torch.from_numpy(rng.normal(size=(m, width)))
-    y = torch.arange(m) % len(sample.small.class_names)
-    weight = torch.ones(m, dtype=torch.float64)
-    c, fits = (1.0, 1 + MOST_TRIED * NUM_FOLDS) if isinstance(params.C, str) else (params.C, 1)
-    if params.classifier == "logistic":
-        fit = fits * timed(lambda: fit_logistic(x, y, weight, c), sample.device)
-    else:
-        fit = fits * timed(lambda: fit_svc(x, y, weight, c, params.kernel), sample.device)
+    m = min(n, MOST_TIMED)
+    fit = fit_seconds(params, width, sample, m)
     seeds = len(params.seeds)
     work = {"images to have features of": n, "probes": seeds}
-    disk = seeds * (MOST_TIMED if params.classifier == "svc" else y.max().item() + 1) * width * 8
+    disk = seeds * (n if params.classifier == "svc" else len(sample.small.class_names)) * width * 8
     return Cost(extract * n + grown(fit, m, n) * seeds, work, round(disk), look=extract * seeds)
+
+
+def fit_seconds(params: ProbeParams, width: int, sample: Sample, m: int = MOST_TIMED) -> float:
+    """Of a fit to m images with random features, and of the fits that choose C, where it is chosen."""
+    c, fits = (1.0, 1 + MOST_TRIED * NUM_FOLDS) if isinstance(params.C, str) else (params.C, 1)
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(m, width)))
+    y, weight = torch.arange(m) % len(sample.small.class_names), torch.ones(m, dtype=torch.float64)
+    if params.classifier == "logistic":
+        return fits * timed(lambda: fit_logistic(x, y, weight, c), sample.device)
+    return fits * timed(lambda: fit_svc(x, y, weight, c, params.kernel), sample.device)
 
 
 def grown(seconds: float, m: int, n: int) -> Range:

@@ -1,0 +1,95 @@
+"""What competes: the same learners on both sides, with real images only and with generated ones besides."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dinv.classify.base import LearnerParams
+from dinv.classify.feature_params import UNetFeatures
+from dinv.classify.probe import ProbeParams
+from dinv.classify.training import TrainingParams
+from dinv.errors import UserError
+from dinv.features.params import FeatureNetwork, is_watched
+from dinv.params import GENERATED, Params
+
+STRONG = {"mixup_alpha": 0.5, "cutmix_alpha": 1.0}
+RANDOM = {"rand_augment_ops": 2}
+KNOWS_LABELS = ("convnet",)  # networks that learned from thousands of labels of the same kind of image
+
+
+@dataclass(frozen=True)
+class Competition:
+    """Learners by name, each of which competes on both sides.
+
+    Attributes:
+        learners: in order of preference, the first of equals is chosen.
+        generate: block of generate.
+        left_out: name -> why it does not compete.
+    """
+
+    learners: dict[str, LearnerParams]
+    generate: str
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def only(self, keep: Callable[[LearnerParams], bool], reason: str) -> "Competition":
+        """Fewer learners; the others are named as left out."""
+        kept = {name: params for name, params in self.learners.items() if keep(params)}
+        gone = {name: reason for name in self.learners if name not in kept}
+        return Competition(kept, self.generate, {**self.left_out, **gone})
+
+
+def competition(params: Params) -> Competition:
+    """The user's own learner with his and with stronger augmentation, and probes on frozen features.
+
+    The block of generate is that of the first arm that learns from real and from generated images.
+
+    Raises:
+        UserError: no arm learns from generated images.
+    """
+    mixed = [a for a in params.arms.values() if not a.only_real]
+    arm = next((a for a in mixed if a.real), mixed[0] if mixed else None)
+    if arm is None:
+        raise UserError(f"arms: none learns from generated images; a pilot needs an arm with {GENERATED}NAME")
+    own, learners = params.train[arm.learner], dict[str, LearnerParams]()
+    learners[arm.learner] = own
+    if isinstance(own, TrainingParams):
+        learners[f"{arm.learner}+mixup+cutmix"] = own.model_copy(update=STRONG)
+        learners[f"{arm.learner}+randaugment"] = own.model_copy(update=RANDOM)
+    learners["probe-unet"] = _probe(_unet(params))
+    left_out = {}
+    for name, network in params.measure.features.items():
+        if network.network in KNOWS_LABELS:
+            left_out[f"probe-{name}"] = "its network learned from labels of this kind of image"
+        elif not is_watched(network.path):
+            left_out[f"probe-{name}"] = f"{network.path} lies where DVC does not see changes"
+        else:
+            learners[f"probe-{name}"] = _probe(network)
+    return Competition(learners, arm.images.removeprefix(GENERATED), left_out)
+
+
+def _unet(params: Params) -> UNetFeatures:
+    """The generator's own features, read in the middle of its UNet; large models' are averaged."""
+    m = params.model
+    return UNetFeatures(
+        network="unet",
+        path=m.path,
+        dtype=m.dtype,
+        resolution=m.resolution,
+        block="mid",
+        timestep=100,
+        pooling="none" if m.resolution <= 64 else "mean",
+    )
+
+
+def _probe(features: FeatureNetwork | UNetFeatures) -> ProbeParams:
+    settings = {
+        "learner": "probe",
+        "classifier": "svc",
+        "kernel": "rbf",
+        "C": 10.0,
+        "features": features.model_dump(),
+        "real_fraction": 0.5,
+        "synthetic_loss_weight": 1.0,
+        "min_confidence": 0.0,
+        "seeds": [0],
+    }
+    return ProbeParams.model_validate(settings)
