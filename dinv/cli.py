@@ -22,6 +22,7 @@ in the folder that holds params.yaml.
   dinv tune default                                  the best settings of each arm, found with equal effort
   dinv report                                        the run in this folder -> one page, report.html
   dinv pilot --minutes 15                            will generated images help on this task?
+  dinv calibrate --truth 2.8 --pilots 20             how often pilots are right where the answer is known
   dinv estimate --price-per-hour 2.5                 what the run will cost in time, disk, memory and money
 """
 INIT = """\
@@ -108,6 +109,14 @@ metrics/pilot/. After an interruption the same command goes on where it was.
   dinv pilot
   dinv pilot --name satellite --minutes 15
 """
+CALIBRATE = """\
+Run pilots on other choices of labelled images of the same task, data.seed counting up, and count how often
+the interval covers an answer that is known: points that generated images add to the best alternative, as full
+runs say with as many labelled images of each class. Writes metrics/pilot/NAME-calibration.csv.
+After an interruption the same command goes on where it was.
+
+  dinv calibrate --truth 2.8 --pilots 20 --minutes 15
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -158,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     pilot.add_argument("--price-per-hour", type=float, help="of this machine, in any currency")
     pilot.add_argument("--json", action="store_true", help="print all numbers, for programs")
     pilot.set_defaults(run=_pilot)
+    calibrate = add("calibrate", "how often pilots are right where the answer is known", CALIBRATE)
+    calibrate.add_argument("--truth", type=float, required=True, help="points, as full runs say")
+    calibrate.add_argument("--pilots", type=int, default=20, help="how many")
+    calibrate.add_argument("--minutes", type=float, default=15, help="of each pilot")
+    calibrate.add_argument("--name", default="pilot", help="of the file that is written")
+    calibrate.set_defaults(run=_calibrate)
     estimate = add("estimate", "time, disk, memory and costs of a run", ESTIMATE)
     estimate.add_argument("--price-per-hour", type=float, help="of this machine, in any currency")
     estimate.add_argument("--json", action="store_true", help="all numbers, for programs")
@@ -252,6 +267,12 @@ def _pilot(args: argparse.Namespace) -> None:
     from dinv.pilot.run import run_pilot  # noqa: PLC0415
 
     run_pilot(args.name, args.minutes, args.price_per_hour, not args.json)
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from dinv.pilot.calibrate import run_calibration  # noqa: PLC0415
+
+    run_calibration(args.name, args.pilots, args.truth, args.minutes)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,13 @@ finally:
         "dinv tune default",
         "dinv report",
         "dinv pilot --minutes",
+        "dinv calibrate --truth",
         "dinv estimate --price-per-hour",
     ):
         assert example in done.stdout
 
 
-COMMANDS = "init export archive-model preset experiment tune report estimate pilot"
+COMMANDS = "init export archive-model preset experiment tune report estimate pilot calibrate"
 
 
 @pytest.mark.parametrize("command", COMMANDS.split())

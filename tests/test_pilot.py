@@ -18,7 +18,7 @@ from dinv.errors import UserError
 from dinv.estimate.measure import Range
 from dinv.images.image_set import ImageSet
 from dinv.params import load_params, parse_params, read_yaml
-from dinv.pilot import run
+from dinv.pilot import calibrate, run
 from dinv.pilot.design import Design, Subset, choose_rows
 from dinv.pilot.figure import figure, fitted, measured
 from dinv.pilot.plan import Plan, Units, candidates, make_plan, scaled_block, scaled_learner
@@ -399,6 +399,32 @@ def test_what_is_scored_is_never_learned_from_nor_what_was_generated_from_it(mon
     count = len(recorder.shown)
     run.compete(work)
     assert len(recorder.shown) == count, "answers are kept"
+
+
+def test_calibration_counts_how_often_the_truth_is_covered(folder, monkeypatch, tmp_path, capsys):
+    ends = iter([(-1, 5), (3, 5), (1, 1.5), (-9, 9)])
+    seeds = []
+
+    def fake(name, params, minutes):
+        seeds.append(params.data.seed)
+        low, high = next(ends)
+        return Found(name, [replace(LEVEL, difference=Interval((low + high) / 2, low, high))], PLAN, None)
+
+    monkeypatch.chdir(folder)
+    rows = calibrate.calibration("x", load_params(), 4, 2.0, 15, fake)
+    assert seeds == [0, 1, 2, 3] == rows["seed"].tolist() and rows["covered"].tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert rows["verdict"].tolist() == ["cannot tell", "yes", "yes", "cannot tell"]
+    text = calibrate.sentence(rows, 2.0, Path("a.csv"))
+    assert text.startswith(
+        "2 of 4 intervals cover +2.0 points; they are 6.6 points wide on average; verdicts: "
+    )
+    with pytest.raises(UserError, match=r"--pilots 0: must be at least 1"):
+        calibrate.run_calibration("x", 0, 2.0, 15)
 
 
 def test_a_wrong_time_is_refused(folder, monkeypatch):
