@@ -134,6 +134,7 @@ def test_pictures_bytes_stay_and_large_sets_are_cut_into_shards(here, monkeypatc
 
 def test_the_card_says_where_images_come_from(here):
     (here / "pictures").mkdir()
+    (here / "pictures/README.md").write_text("private notes")
     (here / "pictures/LICENSE").write_text("Creative Commons Attribution 4.0\nInternational")
     (here / "generator").mkdir()
     (here / "generator/README.md").write_text("---\nlicense: creativeml-openrail-m\n---\n# A generator\n")
@@ -151,7 +152,8 @@ def test_the_card_says_where_images_come_from(here):
     assert "`generate@inversion`" in text and "noise_std: 0.5" in text and "abc.dir" in text
     assert "| 2 | T-shirt/top \\| x | 1 |" in text and "| `source_id` | the real image" in text
     assert (here / "out/licenses/generator-LICENSE.md").read_text() == "rules"
-    assert (here / "out/licenses/source-images-LICENSE").exists()
+    copied = sorted(path.name for path in (here / "out/licenses").iterdir())
+    assert copied == ["generator-LICENSE.md", "generator-README.md", "source-images-LICENSE"]
 
 
 def test_real_images_are_not_called_synthetic(here):

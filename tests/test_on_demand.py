@@ -1,8 +1,10 @@
 """Images made when they are asked for are those that stage generate stores."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -139,6 +141,25 @@ def test_the_cache_stays_within_its_size(tmp_path):
         store.put({f"{i}/{j}": rng.bytes(3072) for j in range(20)})  # 3.7 MB in all
     assert limit / 4 < store.volume < 1.3 * limit
     assert store.get("0/0") is None and store.get("59/19") is not None
+
+
+def die_while_writing(folder):
+    store = PixelStore(folder, 2**20)
+    with store.lock("a"), store._cache.transact():
+        store._cache.set("a/0", b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_whoever_is_killed_while_writing_leaves_no_lock_and_no_half(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=die_while_writing, args=(tmp_path,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    store = PixelStore(tmp_path, 2**20)
+    with store.lock("a"):
+        assert store.get("a/0") is None
+        store.put({"a/0": b"all"})
+    assert store.get("a/0") == b"all"
 
 
 def test_a_cache_that_holds_nothing_changes_no_image(stored, made):

@@ -11,6 +11,7 @@ from huggingface_hub import CardData
 
 from dinv.publish.origin import README, Origin, common_license
 
+GENERATOR = "generator"
 PAPER = "[Diffusion Inversion](https://arxiv.org/abs/2305.15316)"
 RESTRICTIONS = """\
 The generator's licence is of the RAIL family. It allows use, also commercial, but its Attachment A forbids
@@ -48,15 +49,19 @@ def licence_section(stated: str | None, origins: Mapping[str, Origin]) -> str:
         words.append("Where the licence is unknown, ask before you use or share this.")
     if any(o.restricts_use for o in origins.values()):
         words.append(RESTRICTIONS)
-    if any(o.notices for o in origins.values()):
-        words.append("Their licence texts are in `licenses/`.")
+    if any(o.notices or (o.card and what == GENERATOR) for what, o in origins.items()):
+        words.append("Licence texts, and the generator's card, are in `licenses/` as far as there are any.")
     return "\n\n".join(words)
 
 
 def copy_notices(origins: Mapping[str, Origin], folder: Path) -> None:
-    """Licence texts of all origins -> folder/licenses/<what>-<file>."""
+    """Licence texts of all origins, and the generator's card -> folder/licenses/<what>-<file>.
+
+    The README.md of the source images is left out: it is the user's own, and not all of it may be for others.
+    """
     for what, origin in origins.items():
-        for path in origin.notices:
+        card = [origin.card] if what == GENERATOR and origin.card is not None else []
+        for path in [*origin.notices, *card]:
             target = folder / "licenses" / f"{what.replace(' ', '-')}-{path.name}"
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)

@@ -159,7 +159,7 @@ def origins_of(record: Record | None, real: bool = False) -> dict[str, Origin]:
     found = {"source images": origin_of(Path(str(task.section("data").get("root"))))}
     if not real:
         generator = record.section("model") or task.section("model")
-        found = {"generator": origin_of(Path(str(generator.get("path")))), **found}
+        found = {cards.GENERATOR: origin_of(Path(str(generator.get("path")))), **found}
     return found
 
 

@@ -33,6 +33,7 @@ class Origin:
         name: its folder, or the hub's repository with the commit.
         license: identifier as the hub has it, such as mit or cc-by-4.0; unknown: nothing says which.
         notices: its files with licence texts, which travel along.
+        card: its README.md, if it has one.
         repo_id: owner/name on the hub, None for a folder.
     """
 
@@ -40,6 +41,7 @@ class Origin:
     license: str
     notices: tuple[Path, ...] = ()
     repo_id: str | None = None
+    card: Path | None = None
 
     @property
     def is_known(self) -> bool:
@@ -71,8 +73,9 @@ def origin_of(path: Path) -> Origin:
     else:
         name, repo_id, folder = path.as_posix(), None, path
     notices = tuple(sorted(p for glob in NOTICES for p in folder.glob(glob) if p.is_file()))
-    found = license_of_readme(folder / README) or _license_of_texts(notices)
-    return Origin(name, found or UNKNOWN, notices, repo_id)
+    card = folder / README
+    found = license_of_readme(card) or _license_of_texts(notices)
+    return Origin(name, found or UNKNOWN, notices, repo_id, card if card.is_file() else None)
 
 
 def license_of_readme(path: Path) -> str | None:
