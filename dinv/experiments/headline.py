@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from dinv.classify.arms import Arm
 from dinv.experiments.spec import ARM, OF_CLASSIFIERS, Experiment
+from dinv.metrics.gains import half_width
 from dinv.metrics.tables import markdown
 
 _SIDES = {True: "best without", False: "best with"}
@@ -49,7 +49,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return np.nan, np.nan
-    reach = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    reach = half_width(values.std(ddof=1) / np.sqrt(len(values)), len(values))
     return float(values.mean() - reach), float(values.mean() + reach)
 
 

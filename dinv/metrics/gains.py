@@ -3,8 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from scipy.stats import t
 
 from dinv.errors import UserError
+
+LEVEL = 0.95  # of intervals
 
 
 def paired_gains(scores: pd.DataFrame, baselines: Mapping[str, str], on: Sequence[str]) -> pd.DataFrame:
@@ -36,3 +39,8 @@ def statistics(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     found = rows.groupby(list(by), sort=False)["value"].agg(["mean", "std", "sem", "count"])
     return found.rename(columns={"sem": "stderr", "count": "n"})
+
+
+def half_width(stderr: float, n: int) -> float:
+    """Half of Student's 95 % interval of a mean of n values, n >= 2, with this standard error."""
+    return float(t.ppf((1 + LEVEL) / 2, n - 1)) * stderr

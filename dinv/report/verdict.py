@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy.stats import t
 
-from dinv.metrics.gains import paired_gains, statistics
+from dinv.metrics.gains import half_width, paired_gains, statistics
 
-LEVEL = 0.95
 YES, NO, UNCLEAR = "Yes", "No", "Unclear"
 # What the interval leaves out; the page says it beside the verdict.
 NOT_COVERED = (
@@ -32,7 +30,7 @@ class Difference:
     @property
     def half_width(self) -> float | None:
         """Half of Student's 95 % interval of the mean, t_{n-1} s / sqrt(n); None of one pair."""
-        return None if self.n < 2 else float(t.ppf((1 + LEVEL) / 2, self.n - 1)) * self.stderr
+        return None if self.n < 2 else half_width(self.stderr, self.n)
 
     @property
     def low(self) -> float | None:
