@@ -37,6 +37,7 @@ from dinv.pilot.statistics import (
     levels,
 )
 from dinv.pilot.work import Work, made_without, training_set
+from dinv.strategies.base import StrategyParams
 
 NUM_CLASSES = 10
 
@@ -232,8 +233,11 @@ def test_the_same_learners_compete_on_both_sides():
         and found.learners["cnn+mixup+cutmix"].cutmix_alpha == 1
     )
     only_real = {name: arm for name, arm in tiny.PARAMS.arms.items() if arm.only_real}
-    with pytest.raises(UserError, match="none learns from generated images"):
+    with pytest.raises(UserError, match="none learns from images that dinv generates"):
         competition(tiny.PARAMS.model_copy(update={"arms": only_real}))
+    foreign = dict.fromkeys(tiny.PARAMS.generate, StrategyParams(strategy="import_folder", input="x"))
+    with pytest.raises(UserError, match="none learns from images that dinv generates"):
+        competition(tiny.PARAMS.model_copy(update={"generate": foreign}))
 
 
 def test_plans_shrink_until_they_fit():

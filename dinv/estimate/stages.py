@@ -173,7 +173,8 @@ def generate_cost(params: StrategyParams, sample: Sample) -> Cost:
     if params.strategy in ("import_folder", "gan_inversion"):
         return Cost(note=f"strategy {params.strategy} is not known to dinv estimate")
     strategy = STRATEGIES[params.strategy](params, material(params, sample))
-    num_images = round(len(strategy) * sample.num_train / len(sample.rows))
+    of_images = params.strategy != "import_folder" and not hasattr(params, "num_images_per_class")
+    num_images = round(len(strategy) * (sample.num_train / len(sample.rows) if of_images else 1))
     passes = Passes(sample.model if strategy.renderer().uses_model else None)
     open_seconds = timed(lambda: strategy.renderer().open(lambda: sample.model), sample.device)
     render = partial(rendered, strategy, sample)
@@ -241,6 +242,8 @@ def material(params: StrategyParams, sample: Sample) -> Material:
             place = Place(lambda: sample.model, [], sample.params.execution)
             if isinstance(learned, GanParams):
                 learned = learned.model_copy(update={"num_steps": 1})  # images cost the same then
+            elif learned.method != "prompt_bank":
+                raise UserError(f"its input is learned by {learned.method}, not known to dinv estimate")
             METHODS[learned.method].learn(learned, real, place, folder)
     return Material(real, folder, lambda: sample.model)
 

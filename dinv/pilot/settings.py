@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from dinv.classify.arms import Arm
 from dinv.classify.base import LearnerParams
 from dinv.classify.feature_params import UNetFeatures
 from dinv.classify.probe import ProbeParams
@@ -13,6 +14,7 @@ from dinv.params import GENERATED, Params
 
 STRONG = {"mixup_alpha": 0.5, "cutmix_alpha": 1.0}
 RANDOM = {"rand_augment_ops": 2}
+OF_UNKNOWN_SOURCE = ("import_folder",)  # may be made from images that a pilot scores
 KNOWS_LABELS = ("convnet",)  # networks that learned from thousands of labels of the same kind of image
 
 
@@ -45,10 +47,10 @@ def competition(params: Params) -> Competition:
     Raises:
         UserError: no arm learns from generated images.
     """
-    mixed = [a for a in params.arms.values() if not a.only_real]
+    mixed = [a for a in params.arms.values() if _strategy(params, a) not in (None, *OF_UNKNOWN_SOURCE)]
     arm = next((a for a in mixed if a.real), mixed[0] if mixed else None)
     if arm is None:
-        raise UserError(f"arms: none learns from generated images; a pilot needs an arm with {GENERATED}NAME")
+        raise UserError(f"arms: none learns from images that dinv generates; add an arm with {GENERATED}NAME")
     own, learners = params.train[arm.learner], dict[str, LearnerParams]()
     learners[arm.learner] = own
     if isinstance(own, TrainingParams):
@@ -64,6 +66,10 @@ def competition(params: Params) -> Competition:
         else:
             learners[f"probe-{name}"] = _probe(network)
     return Competition(learners, arm.images.removeprefix(GENERATED), left_out)
+
+
+def _strategy(params: Params, arm: Arm) -> str | None:
+    return None if arm.only_real else params.generate[arm.images.removeprefix(GENERATED)].strategy
 
 
 def _unet(params: Params) -> UNetFeatures:
