@@ -114,8 +114,13 @@ def _git_has(folder: Path) -> bool:
 
 
 def _dvc(*arguments: str) -> None:
-    command = [sys.executable, "-m", "dvc", *arguments, "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Raises UserError with what DVC says; with --quiet it would say nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
-        reason = " ".join(done.stderr.split())[:200]
-        raise UserError(f"dvc {' '.join(arguments)}: {reason}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = next(
+            (line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "no reason"
+        )
+        raise UserError(f"dvc {' '.join(arguments)}: {said[:200]}")
