@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinv.errors import UserError
+from dinv.intake.arguments import CHECK, INIT, add_check, add_init
 
 HELP = """\
 Grow a small labelled image set with a frozen generative model.
@@ -14,6 +15,7 @@ The pipeline itself is run by DVC: dvc repro, dvc exp run. This command is for w
 in the folder that holds params.yaml.
 
   dinv init my_images                                look at your images, set params.yaml for them
+  dinv check                                         duplicates, doubtful labels, blur and more, before a run
   dinv export data/generated/inversion my_images     image set -> a folder of PNG files per class
   dinv export data/classifiers/mixed my_classifier   classifiers -> files with a model card
   dinv archive-model                                 the generator -> DVC, before it vanishes from the hub
@@ -24,17 +26,6 @@ in the folder that holds params.yaml.
   dinv pilot --minutes 15                            will generated images help on this task?
   dinv calibrate --truth 2.8 --pilots 20             how often pilots are right where the answer is known
   dinv estimate --price-per-hour 2.5                 what the run will cost in time, disk, memory and money
-"""
-INIT = """\
-Look at labelled images of your own, say what is there and what is wrong with it, and set params.yaml for
-them, with the model of models/ that fits. FOLDER has a subfolder per class, or train/ and test/ with these,
-or labels.csv with columns path and label, or train.parquet and test.parquet.
-
-It prints every parameter that it changes; comments stay, and git checkout params.yaml undoes it. Called again
-for the same folder it keeps what you have changed since, and says so.
-
-  dinv init my_images
-  dinv init my_images --model models/stable-diffusion-v1-4.yaml
 """
 EXPORT = """\
 Write an output of the pipeline for programs and people that have no dinv, into a new folder:
@@ -139,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=description, formatter_class=_formatter)
 
-    _add_init(add("init", "set params.yaml for images of your own", INIT))
+    add_init(add("init", "set params.yaml for images of your own", INIT))
+    add_check(add("check", "look for what spoils results", CHECK))
     _add_export(add("export", "write images, classifiers or embeddings for others", EXPORT))
     archive = add("archive-model", "keep the generator with the results", ARCHIVE)
     archive.add_argument("--push", action="store_true", help="upload it to the DVC remote too")
@@ -178,36 +170,6 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--json", action="store_true", help="all numbers, for programs")
     estimate.set_defaults(run=_estimate)
     return parser
-
-
-def _add_init(init: argparse.ArgumentParser) -> None:
-    init.add_argument("folder", type=Path, metavar="FOLDER", help="where your images are")
-    init.add_argument(
-        "--model",
-        metavar="PATH",
-        help="folder in diffusers layout, or a file that pins one on the hub;\n"
-        "default: the shipped model that loses least of your images",
-    )
-    init.add_argument(
-        "--source", metavar="NAME", help="image_folder, image_csv or parquet; default: by what is there"
-    )
-    init.add_argument("--resolution", type=int, metavar="N", help="side in pixels of classifiers' images")
-    init.add_argument(
-        "--resize",
-        choices=["center_crop", "squash", "pad"],
-        help="default: center_crop, or squash for long pictures",
-    )
-    init.add_argument("--dry-run", action="store_true", help="change nothing")
-    init.add_argument("--reset", action="store_true", help="also what you changed since the last dinv init")
-    init.set_defaults(run=_init)
-
-
-def _init(args: argparse.Namespace) -> None:
-    from dinv.intake.initialise import initialise  # noqa: PLC0415
-    from dinv.intake.propose import Options  # noqa: PLC0415
-
-    options = Options(args.model, args.source, args.resolution, args.resize, args.dry_run, args.reset)
-    initialise(args.folder, options)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:

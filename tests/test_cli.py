@@ -27,6 +27,7 @@ finally:
     assert "heavy: []" in done.stdout
     for example in (
         "dinv init my_images",
+        "dinv check",
         "dinv export data/",
         "dinv archive-model",
         "dinv preset stl10",
@@ -40,7 +41,7 @@ finally:
         assert example in done.stdout
 
 
-COMMANDS = "init export archive-model preset experiment tune report estimate pilot calibrate"
+COMMANDS = "init check export archive-model preset experiment tune report estimate pilot calibrate"
 
 
 @pytest.mark.parametrize("command", COMMANDS.split())

@@ -183,11 +183,12 @@ def test_from_python_in_a_notebook(finished, tmp_path):
 def test_own_images_are_looked_at_and_exported(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     prepare_own_images(project.root)
-    init, look, export = blocks("own_images.md", "bash")
+    init, look, checks, export = blocks("own_images.md", "bash")
     project.run("bash", "-e", "-c", export)
     assert len(list((project.root / "generated_images").rglob("*.png"))) == 60
     assert "data.root: tinydata -> my_images" in project.run("bash", "-e", "-c", init).stdout
     project.run("bash", "-e", "-c", look)
+    assert "10 images, " in project.run("bash", "-e", "-c", checks).stdout
     names = {p.parent.name for p in (project.root / "look_at_these").rglob("*.png")}
     assert names == {"cat", "dog"}
 

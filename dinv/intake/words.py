@@ -137,7 +137,8 @@ def next_steps(broken: bool) -> str:
     first = "Repair or remove the broken pictures, then:" if broken else "Next:"
     return (
         f"{first}\n"
-        "  dvc repro --single-item download && dinv export data/real/train look_at_these\n"
-        "                   what classifiers will see\n"
+        "  dinv check       what may be wrong with pictures, labels, and the model for them\n"
+        "  dinv estimate    what the run will take\n"
+        "  dinv pilot       a small run: are generated images worth it on these?\n"
         "  dvc repro        the whole pipeline; metrics/grid.png and metrics/table.md are its result"
     )
