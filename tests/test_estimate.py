@@ -13,7 +13,7 @@ from dinv.estimate.measure import Clock, Range, fitting_size, peak_memory
 from dinv.estimate.report import as_json, duration, size, table
 from dinv.estimate.run import estimate, inputs_of, unfinished, with_followers
 from dinv.estimate.sample import in_turns
-from dinv.estimate.stages import plain_visits
+from dinv.estimate.stages import part_bytes, plain_visits
 from dinv.params import load_params, parse_params, read_yaml
 
 CPU = torch.device("cpu")
@@ -145,6 +145,10 @@ def test_ranges_and_words():
     assert plain_visits([9, 1, 2, 9, 3, 4, 9], 7) == Range(1, 2.5, 4) and plain_visits([5], 1) == Range(
         5, 5, 5
     )
+
+
+def test_the_head_of_a_part_is_counted_once_per_part():
+    assert part_bytes(1010, [bytes(1050)] * 3, 5, num_images=100, num_parts=2) == 100 * 10 + 2 * 1000
 
 
 def test_memory_at_its_most_is_seen_and_units_are_counted():

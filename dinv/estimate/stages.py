@@ -178,10 +178,9 @@ def generate_cost(params: StrategyParams, sample: Sample) -> Cost:
     passes = Passes(sample.model if strategy.renderer().uses_model else None)
     open_seconds = timed(lambda: strategy.renderer().open(lambda: sample.model), sample.device)
     render = partial(rendered, strategy, sample)
-    alone = render(1, 0)  # warms up
-    size = fitting_size(
-        timed(lambda: render(1, 0), sample.device), min(sample.micro_batch, len(strategy)), SECONDS
-    )
+    alone, most = render(1, 0), min(sample.micro_batch, len(strategy))  # the first call warms up
+    one = timed(lambda: render(1, 0), sample.device)
+    size = max(min(2, most), fitting_size(one, most, SECONDS))  # of one image a part's head is not told apart
     parts, seconds = [], []
     with passes:
         for i in range(NUM_TIMED):
