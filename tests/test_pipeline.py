@@ -67,7 +67,7 @@ def table(project, name):
     return list(csv.DictReader((project.root / "metrics" / name).open()))
 
 
-def test_first_run_leaves_a_clean_status_and_something_to_look_at(finished):
+def test_first_run_leaves_a_clean_status_and_something_to_look_at(finished, tmp_path):
     assert "up to date" in finished.dvc("status").stdout
     assert finished.repro() == set()
     summary = json.loads((finished.root / "metrics/summary.json").read_text())
@@ -83,8 +83,8 @@ def test_first_run_leaves_a_clean_status_and_something_to_look_at(finished):
     assert {row["images"] for row in sets} == {"real", "reconstruction", "inversion", "unseen"}
     shown = finished.dvc("metrics", "show").stdout
     assert "inversion.frechet_distance" in shown and "top1_accuracy.synthetic" in shown
-    finished.dvc("plots", "show", "-o", "plots")
-    assert "grid.png" in (finished.root / "plots/index.html").read_text()
+    finished.dvc("plots", "show", "-o", str(tmp_path / "plots"))
+    assert "grid.png" in (tmp_path / "plots/index.html").read_text()
 
 
 def test_every_generated_image_carries_where_it_came_from(finished):
