@@ -21,6 +21,7 @@ from diffusers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 from sklearn.neighbors import NearestNeighbors
 from tiny_methods import make, plan, render
@@ -598,6 +599,20 @@ def test_retrieval_takes_the_nearest_of_the_pool_and_refuses_and_counts_near_dup
         assert d.label == real.labels[real.ids.index(d.source_id)] and d.facts["variant"] == 0
     expected = pool.take([pool.ids.index(d.facts["pool_id"]) for d in draws]).images
     assert (render(strategy, None).numpy() == expected).all() and not strategy.renderer().uses_model
+
+
+def test_retrieval_refuses_and_counts_near_duplicates_of_training_images(tmp_path, real, capsys):
+    pool = tmp_path / "pool"
+    shutil.copytree("pool", pool)
+    Image.fromarray(real.take([2]).images[0]).save(pool / "same.png")
+    Image.fromarray(methods.resized(real.take([4]).images, 48)[0]).save(pool / "larger.jpg", quality=90)
+    strategy = make("retrieval", real, None, pool, num_images_per_source=9)
+    said = "".join(capsys.readouterr())
+    assert "retrieval: 1 of 12 pool images are near-duplicates of test or validation images" in said
+    assert "retrieval: 2 of 12 pool images are near-duplicates of training images" in said
+    taken = {d.facts["pool_id"] for d in plan(strategy)}
+    assert taken == {f"{i}.png" for i in range(9)}
+    assert {d.facts["num_refused"] for d in plan(strategy)} == {3}
 
 
 def test_a_pool_of_parquet_files_is_read_like_one_of_pictures(tmp_path, real):

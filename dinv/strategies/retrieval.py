@@ -19,6 +19,7 @@ from dinv.errors import UserError
 from dinv.features.params import WatchedNetwork
 from dinv.features.watched import FrozenNetwork
 from dinv.images.fingerprint import BITS, Fingerprints, fingerprints, nearest_distance, read_fingerprints
+from dinv.images.image_set import ImageSetReader
 from dinv.images.labelled import batches
 from dinv.section import PositiveInt
 from dinv.strategies.base import Draw, Inputs, Material, OpenModel, StrategyParams
@@ -33,7 +34,7 @@ class RetrievalParams(StrategyParams):
     """`input` is the pool.
 
     `max_duplicate_bits`: a pool image whose fingerprint differs in so few of 256 bits, or fewer, from that of
-    a test or validation image is refused.
+    a test, validation or training image is refused.
     """
 
     features: WatchedNetwork
@@ -79,7 +80,8 @@ class Retrieval:
     """The K nearest pool images of every training image, labelled as it is.
 
     The authors: K = 10, 25 and 50, CLIP ViT-L/14 features. Two images may retrieve the same one. Pool images
-    that are near-duplicates of test or validation images are left out and counted.
+    that are near-duplicates of test or validation images, which would leak, or of training images, which
+    would add nothing, are left out and counted.
     """
 
     Params = RetrievalParams
@@ -88,7 +90,7 @@ class Retrieval:
         require_pool(material.folder)
         self.params, self.real = params, material.real
         self.pool = Pool(material.folder, self.real.shape, params.resize)
-        allowed = usable(self.pool, read_fingerprints(HELD_OUT), params.max_duplicate_bits)
+        allowed = usable(self.pool, read_fingerprints(HELD_OUT), self.real, params.max_duplicate_bits)
         self.num_refused = len(self.pool) - len(allowed)
         k = params.num_images_per_source
         if len(allowed) < k:
@@ -146,15 +148,27 @@ def require_pool(folder: Path) -> None:
             )
 
 
-def usable(pool: Pool, held_out: Fingerprints, max_bits: int) -> list[int]:
-    """Rows of the pool that are no near-duplicate of a held-out image; says how many are."""
+def usable(pool: Pool, held_out: Fingerprints, training: ImageSetReader, max_bits: int) -> list[int]:
+    """Rows of the pool that are no near-duplicate of a held-out or training image; says how many are.
+
+    An image that is near to both counts as one of a held-out image.
+    """
+    known = np.concatenate([fingerprints(training.take(rows).images) for rows in _hundreds(len(training))])
     allowed: list[int] = []
-    for part in batches(len(pool), 100):
-        rows = list(range(len(pool))[part])
-        distances = nearest_distance(fingerprints(pool.take(rows).images), held_out)
-        allowed += [row for row, bits in zip(rows, distances, strict=True) if bits > max_bits]
-    tqdm.write(
-        f"retrieval: {len(pool) - len(allowed)} of {len(pool)} pool images are near-duplicates of test or "
-        "validation images and left out"
-    )
+    num_held_out = 0
+    for rows in _hundreds(len(pool)):
+        found = fingerprints(pool.take(rows).images)
+        leaks = nearest_distance(found, held_out) <= max_bits
+        repeats = nearest_distance(found, known) <= max_bits
+        num_held_out += int(leaks.sum())
+        allowed += np.asarray(rows)[~leaks & ~repeats].tolist()
+    num_training = len(pool) - num_held_out - len(allowed)
+    for count, kind in ((num_held_out, "test or validation"), (num_training, "training")):
+        tqdm.write(
+            f"retrieval: {count} of {len(pool)} pool images are near-duplicates of {kind} images and left out"
+        )
     return allowed
+
+
+def _hundreds(n: int) -> list[list[int]]:
+    return [list(range(n))[part] for part in batches(n, 100)]
