@@ -1,4 +1,4 @@
-"""GeNIe towards the class that an image is most confused with."""
+"""GeNIe and GeNIe-Ada towards the class that an image is most confused with."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from tiny_methods import make, plan
 
 from dinv.errors import UserError
-from dinv.strategies import genie
+from dinv.features.params import FeatureNetwork
+from dinv.features.watched import FrozenNetwork
+from dinv.strategies import confusion, genie
 from dinv.strategies.confusion import confused_with
 
 LABELS = np.array([0, 1, 2, 3] * 4)
@@ -53,15 +55,24 @@ def real(tmp_path, monkeypatch):
     return methods.save_real(tmp_path / "train")
 
 
-def test_genie_takes_the_most_confused_class_first(real, model, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["genie", "genie_ada"])
+def test_the_most_confused_class_is_taken_first(name, real, model, monkeypatch, tmp_path):
     seen = np.array([[1, 2], [2, 0], [0, 1], [2, 1], [0, 2], [1, 0], [1, 2]])
-    monkeypatch.setattr(genie, "confused_with", lambda features, labels, ids, n: seen)
+    monkeypatch.setattr(confusion, "confused_with", lambda features, labels, ids, n: seen)
     block = {**methods.EDIT, "prompt": None, "num_images_per_source": 3, "targets": "confused"}
-    strategy = make(
-        "genie", real, model, tmp_path / "data/learned/tokens", **block, features=methods.FEATURES
-    )
+    strategy = make(name, real, model, tmp_path / "data/learned/tokens", **block, features=methods.FEATURES)
     assert [d.label for d in plan(strategy)] == [*seen[:, 0], *seen[:, 1], *seen[:, 0]]
-    monkeypatch.undo()
+
+
+def test_genie_ada_probes_the_features_that_judge_its_edits(real, model, monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(confusion, "confused_with", lambda features, *_: given.append(features))
+    folder, block = tmp_path / "data/learned/tokens", {"prompt": None, "features": methods.FEATURES}
+    make("genie_ada", real, model, folder, **block)
+    assert not given
+    make("genie_ada", real, model, folder, **block, targets="confused")
+    network = FrozenNetwork.of(FeatureNetwork.model_validate(methods.FEATURES))
+    assert (given[0] == network.features_of(real)).all()
 
 
 @pytest.mark.parametrize("update", [{"targets": "confused"}, {"features": methods.FEATURES}])

@@ -1,4 +1,4 @@
-"""Which classes each image is most easily taken for: a probe's probabilities, out of fold."""
+"""Which other class an image is edited to: any, or first those that a probe out of fold takes it for."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,29 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from dinv.errors import UserError
+from dinv.images.image_set import ImageSetReader
+from dinv.strategies.edits import other_class
 
 NUM_FOLDS = 5
+
+
+class OtherClasses:
+    """Classes that variants of each image go to: all others in a random order, or the most confused first."""
+
+    def __init__(self, real: ImageSetReader, seed: int, features: NDArray[np.float32] | None):
+        """`features` float32 [N, D], of length 1, are what the probe knows; None: a random order."""
+        self.real, self.seed = real, seed
+        self._confused = None
+        if features is not None:
+            self._confused = confused_with(features, real.labels, real.ids, len(real.class_names))
+
+    def target(self, row: int, variant: int) -> int:
+        """Of a variant of an image; after all others the first again."""
+        if self._confused is not None:
+            others = self._confused[row]
+            return int(others[variant % len(others)])
+        own, source = int(self.real.labels[row]), self.real.ids[row]
+        return other_class(len(self.real.class_names), own, self.seed, source, variant)
 
 
 def confused_with(

@@ -7,8 +7,8 @@ from pydantic import model_validator
 from dinv.features.params import WatchedNetwork
 from dinv.features.watched import FrozenNetwork
 from dinv.strategies.base import Material
-from dinv.strategies.confusion import confused_with
-from dinv.strategies.edits import EditParams, Edits, other_class, require_several_classes
+from dinv.strategies.confusion import OtherClasses
+from dinv.strategies.edits import EditParams, Edits, require_several_classes
 
 
 class GenieParams(EditParams):
@@ -37,16 +37,10 @@ class Genie(Edits):
     def __init__(self, params: GenieParams, material: Material):
         require_several_classes(material.real.class_names, "genie")
         super().__init__(params, material, "genie")
-        self._confused = None
-        if params.features is not None:
-            features = FrozenNetwork.of(params.features).features_of(self.real)
-            names = self.real.class_names
-            self._confused = confused_with(features, self.real.labels, self.real.ids, len(names))
+        features = None if params.features is None else FrozenNetwork.of(params.features)
+        known = None if features is None else features.features_of(self.real)
+        self._others = OtherClasses(self.real, params.seed, known)
 
     def target(self, row: int, variant: int) -> int:
         """Another class."""
-        if self._confused is not None:
-            others = self._confused[row]
-            return int(others[variant % len(others)])
-        source, own = self.real.ids[row], int(self.real.labels[row])
-        return other_class(len(self.real.class_names), own, self.params.seed, source, variant)
+        return self._others.target(row, variant)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,20 +14,25 @@ from dinv.features.extractors import Extractor
 from dinv.features.params import WatchedNetwork
 from dinv.features.watched import FrozenNetwork, unit
 from dinv.strategies.base import Draw, Inputs, Material, OpenModel
+from dinv.strategies.confusion import OtherClasses
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.edits import (
     EditParams,
     Facts,
     Strength,
     Variants,
-    other_class,
     require_several_classes,
 )
 from dinv.strategies.from_image import FromImage, first_step
 
 
 class GenieAdaParams(EditParams):
-    """`strengths` are all tried, in rising order; `features` is the frozen encoder f that judges them."""
+    """`strengths` are all tried, in rising order; `features` is the frozen encoder f that judges them.
+
+    `targets`: all other classes, or first those that a probe on `features` takes the image for.
+    """
+
+    targets: Literal["all", "confused"] = "all"
 
     strengths: Annotated[list[Strength], Field(min_length=2)]
     features: WatchedNetwork
@@ -85,6 +90,8 @@ class GenieAda(Variants):
         self._strengths = tuple(sorted(set(params.strengths)))
         self._network = FrozenNetwork.of(params.features)
         self._features = torch.from_numpy(self._network.features_of(material.real))
+        probed = self._features.numpy() if params.targets == "confused" else None
+        self._others = OtherClasses(self.real, params.seed, probed)
         self._means = torch.stack([self._mean(k) for k in range(len(self.real.class_names))])
 
     def _mean(self, label: int) -> torch.Tensor:
@@ -100,8 +107,7 @@ class GenieAda(Variants):
     def draw(self, row: int, variant: int) -> Draw:
         """One image, towards another class."""
         p, source = self.params, self.real.ids[row]
-        own, num_classes = int(self.real.labels[row]), len(self.real.class_names)
-        target = other_class(num_classes, own, p.seed, source, variant)
+        target = self._others.target(row, variant)
         n = p.num_inference_steps
         passes = [unet_passes(p.scheduler, n - first_step(r, n), p.guidance_scale) for r in self._strengths]
         facts: Facts = {
