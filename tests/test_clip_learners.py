@@ -441,9 +441,22 @@ def test_parameters_are_checked(name, update, message):
         params(name, **update)
 
 
-def test_a_context_that_is_too_long_or_of_other_length_is_refused():
-    with pytest.raises(UserError, match=r"'39 context tokens, cat': .* this CLIP reads 40"):
-        fit("coop", shots(1), num_context_tokens=39)
+def test_a_context_that_is_too_long_is_refused_with_the_number_that_fits(workplace):
+    path = "models/pretrained/short/clip"
+    save_clip(workplace / path, length=16)
+    short = {"dog_house": "dog"}  # a token per letter: 16 less start, end, three letters and a full stop
+    with pytest.raises(UserError, match=r"num_context_tokens = 16: this CLIP reads 16 .* set it to 10 or"):
+        fit("coop", shots(1), path=path, class_names=short, num_context_tokens=16)
+    with pytest.raises(UserError, match="set it to 10 or"):
+        fit("coop", shots(1), path=path, class_names=short, num_context_tokens=11)
+    assert fit("coop", shots(1), path=path, class_names=short, num_context_tokens=10)
+    with pytest.raises(UserError, match=r"class 'dog_house', start and end leave room for 5; set it to 5"):
+        fit("coop", shots(1), path=path, num_context_tokens=16)
+    with pytest.raises(UserError, match=r"'abcdefghijklm': 14 tokens leave no room .* class_names"):
+        fit("coop", shots(1), path=path, class_names={"dog_house": "abcdefghijklm"})
+
+
+def test_a_context_of_other_length_than_its_words_is_refused():
     with pytest.raises(
         UserError, match=r"context_init = 'a photo': 6 tokens; set num_context_tokens to that"
     ):

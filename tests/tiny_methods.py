@@ -129,15 +129,15 @@ def save_embeddings(folder: Path, c: torch.Tensor, labels: list[int], ids: list[
     save_bank(bank, folder / "part-00000.safetensors")
 
 
-def save_clip(folder: Path) -> Path:
-    """A random CLIP with both encoders."""
-    size = save_byte_tokenizer(folder)
+def save_clip(folder: Path, length: int = 40) -> Path:
+    """A random CLIP with both encoders, which reads that many tokens."""
+    size = save_byte_tokenizer(folder, length)
     torch.manual_seed(4)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     small["projection_dim"] = 6
     text = {
         "vocab_size": size,
-        "max_position_embeddings": 40,
+        "max_position_embeddings": length,
         "bos_token_id": size - 2,
         "eos_token_id": size - 1,
     }

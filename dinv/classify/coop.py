@@ -3,7 +3,7 @@ Vision-Language Models", IJCV, arXiv 2109.01134). CLIP's own weights stay as the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -79,20 +79,43 @@ def context_prompts(
     """v_1 ... v_n, the class's name at the position, and a full stop.
 
     Raises:
-        UserError: this CLIP does not read so many tokens.
+        UserError: this CLIP does not read so many tokens; says how many it does.
     """
     before = {"end": num_tokens, "middle": num_tokens // 2, "front": 0}[position]
     stop = text.tokens(".")
     blank = stop[:1]
+    named = {name: text.tokens(name.replace("_", " ")) for name in names}
+    require_room(text.max_length, num_tokens, {name: len(found) + len(stop) for name, found in named.items()})
     ids, places = [], []
     for name in names:
-        name_ids = text.tokens(name.replace("_", " "))
+        name_ids = named[name]
         tokens = [*blank * before, *name_ids, *blank * (num_tokens - before), *stop]
-        shown = f"{num_tokens} context tokens, {name}"
-        ids.append(text.framed(tokens, shown))
+        ids.append(text.framed(tokens, name))
         after = range(1 + before + len(name_ids), 1 + num_tokens + len(name_ids))
         places.append([*range(1, 1 + before), *after])
     return ContextPrompts(text, text.padded(ids), torch.tensor(places, device=text.device))
+
+
+def require_room(max_length: int, num_tokens: int, lengths: Mapping[str, int]) -> None:
+    """Raise UserError where the context, start and end leave no room for a class.
+
+    Args:
+        max_length: how many tokens the CLIP reads.
+        num_tokens: of the context.
+        lengths: tokens of each class's name and full stop.
+    """
+    longest = max(lengths, key=lengths.__getitem__)
+    room = max_length - 2 - lengths[longest]
+    if room < 1:
+        raise UserError(
+            f"class {longest!r}: {lengths[longest]} tokens leave no room for a context: this CLIP reads "
+            f"{max_length} with start and end; give it a shorter name in class_names"
+        )
+    if num_tokens > room:
+        raise UserError(
+            f"num_context_tokens = {num_tokens}: this CLIP reads {max_length} tokens, and class {longest!r}, "
+            f"start and end leave room for {room}; set it to {room} or less, or shorten names in class_names"
+        )
 
 
 def first_context(text: ClipText, params: CoopParams, num_classes: int, seed: int) -> torch.Tensor:
