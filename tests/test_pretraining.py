@@ -1,12 +1,15 @@
 """The scripts that remake the bundled models run, resume after a kill, and write models that dinv loads."""
 
 import hashlib
+import importlib
 import io
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
+import traceback
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +30,7 @@ from models.pretraining.unet import Denoiser, earlier_steps
 from models.pretraining.views import random_views
 
 DOMAINS = tiny.ROOT / "models/domains"
-NOT_COMPILED = os.environ | {"TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
-STEPS = 6
+STEPS = 4
 
 
 def save_parquet(path, n=16, side=64):
@@ -42,26 +44,47 @@ def save_parquet(path, n=16, side=64):
     return path
 
 
-def command(step, domain, images, output, *options):
-    files = ["--domain", DOMAINS / f"{domain}.yaml", "--images", images, "--output", output]
-    sizes = ["--batch-size", "8", "--checkpoint-every", "1", *options]
-    return [sys.executable, "-m", f"models.pretraining.{step}", *map(str, [*files, *sizes])]
+def call(name, arguments):
+    """A command's main, not compiled: that takes a minute and changes neither steps nor files."""
+    arguments = [name, *map(str, arguments)]
+    with mock.patch.object(sys, "argv", arguments), mock.patch.object(torch, "compile", lambda f: f):
+        importlib.import_module(f"models.pretraining.{name}").main()
+
+
+def start(step, domain, images, output, *options):
+    """The command in a fork of this process, which has paid for the imports; its pid and what it says."""
+    reads, writes = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = os.fdopen(writes, "w")
+        status = 1
+        try:
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+            files = ["--domain", DOMAINS / f"{domain}.yaml", "--images", images, "--output", output]
+            call(step, [*files, "--batch-size", "8", "--checkpoint-every", "1", *options])
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    os.close(writes)
+    return pid, os.fdopen(reads)
 
 
 def run(*arguments):
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=NOT_COMPILED)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    pid, said = start(*arguments)
+    with said:
+        text = said.read()
+    assert os.waitpid(pid, 0)[1] == 0, text
+    return text
 
 
 def kill_after_first_step(*arguments):
-    process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=NOT_COMPILED
-    )
-    while "step 1 of" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it had ended before it could be killed"
+    pid, said = start(*arguments)
+    with said:
+        assert any("step 1 of" in line for line in said)
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "it had ended before it could be killed"
 
 
 def digests(folder):
@@ -69,12 +92,21 @@ def digests(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
-    images = save_parquet(tmp_path / "pretrain.parquet")
-    whole, killed = tmp_path / "whole/model", tmp_path / "killed/model"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A model of satellite tiles made in one go, and the images it has seen."""
+    root = tmp_path_factory.mktemp("whole")
+    images = save_parquet(root / "pretrain.parquet")
     for step in ("vae", "encoder", "unet"):
-        run(step, "satellite", images, whole, "--steps", STEPS)
+        run(step, "satellite", images, root / "whole/model", "--steps", STEPS)
+    return root / "whole/model", images
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path):
+    whole, images = whole
+    killed = tmp_path / "killed/model"
+    for step in ("vae", "encoder", "unet"):
         kill_after_first_step(step, "satellite", images, killed, "--steps", STEPS)
         assert f"{step} step 1 of" not in run(step, "satellite", images, killed, "--steps", STEPS)
     assert digests(whole.parent) == digests(killed.parent)
@@ -104,14 +136,14 @@ def test_clothes_are_made_in_the_shipped_layout(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_may_stop_early_and_still_give_the_average(tmp_path):
-    images = save_parquet(tmp_path / "pretrain.parquet")
-    for step in ("vae", "encoder", "unet"):
-        run(step, "satellite", images, tmp_path / "model", "--steps", "2")
-    before = (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").read_bytes()
-    (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").unlink()
-    run("unet", "satellite", images, tmp_path / "model", "--steps", "1")
-    assert (tmp_path / "model/unet/diffusion_pytorch_model.safetensors").read_bytes() == before
+def test_a_run_may_stop_early_and_still_give_the_average(whole, tmp_path):
+    folder, images = whole
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    unet = tmp_path / "copy/model/unet/diffusion_pytorch_model.safetensors"
+    before = unet.read_bytes()
+    unet.unlink()
+    run("unet", "satellite", images, tmp_path / "copy/model", "--steps", "1")
+    assert unet.read_bytes() == before
 
 
 def test_images_come_in_colour_and_small(tmp_path):

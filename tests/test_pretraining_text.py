@@ -13,7 +13,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from PIL import Image
-from test_pretraining import DOMAINS, digests, save_parquet
+from test_pretraining import DOMAINS, call, digests, save_parquet
 
 from dinv.errors import UserError
 from dinv.features.extractors import load_extractor
@@ -64,9 +64,7 @@ def run(step, data, output, *options):
     name, *flags = step.split()
     files = ["--domain", data / "photos.yaml", "--images", data, "--output", output]
     sizes = ["--steps", "2", "--batch-size", "8", "--checkpoint-every", "1"] if step in STEPS else []
-    arguments = [name, *map(str, [*files, *flags, *sizes, *options])]
-    with mock.patch.object(sys, "argv", arguments), mock.patch.object(torch, "compile", lambda f: f):
-        importlib.import_module(f"models.pretraining.{name}").main()
+    call(name, [*files, *flags, *sizes, *options])
 
 
 def interrupt_after_first_step(*arguments):
