@@ -117,3 +117,11 @@ def predictor(
         return logits(image_features(images, found[0], device)).softmax(1).to(device)
 
     return predict
+
+
+def text_predictor(
+    tensors: Mapping[str, torch.Tensor], build: Mapping[str, Any], device: torch.device
+) -> Predict:
+    """softmax of exp(scale) cos(image, class), by stored `scale` and `weights` float32 [M, D]."""
+    scale, weights = tensors["scale"], tensors["weights"]
+    return predictor(build, device, lambda features: scale * features @ weights.T)

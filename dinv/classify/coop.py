@@ -5,24 +5,23 @@ Vision-Language Models", IJCV, arXiv 2109.01134). CLIP's own weights stay as the
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from dinv.classify.base import Advance, Fitted, LabelledImages, Predict, TrainingSet
-from dinv.classify.batches import make_batches
 from dinv.classify.clip_based import (
     ClipNetwork,
     ClipParams,
     build_of,
     names_for,
-    predictor,
     settings_of,
+    text_predictor,
 )
-from dinv.classify.feature_training import FeatureTrainingParams, only_mixed, pick_views
-from dinv.classify.training import curve_of, weighted_cross_entropy
-from dinv.classify.views import ViewParams, view_features
+from dinv.classify.feature_training import FeatureTrainingParams, only_mixed, train_on_features
+from dinv.classify.views import ViewParams, viewed
 from dinv.errors import UserError
 from dinv.features.clip_text import ClipText
 from dinv.rng import generator
@@ -168,10 +167,7 @@ class Coop:
         names = names_for(data, params)
         prompts = context_prompts(text, names, params.num_context_tokens, params.class_position)
         context = first_context(text, params, len(names), seed).to(device).requires_grad_()
-        views = [
-            LabelledImages(view_features(s.images, network, params, seed, device), s.targets, s.origins)
-            for s in data.sources
-        ]
+        views = viewed(data.sources, network, params, seed, device)
         curve = train_context(prompts, context, views, params, seed, advance)
         with torch.no_grad():
             weights = prompts.features(context)
@@ -181,8 +177,7 @@ class Coop:
     @staticmethod
     def load(tensors: dict[str, torch.Tensor], build: dict[str, Any], device: torch.device) -> Predict:
         """softmax of exp(scale) cos(image, class)."""
-        scale, weights = tensors["scale"], tensors["weights"]
-        return predictor(build, device, lambda features: scale * features @ weights.T)
+        return text_predictor(tensors, build, device)
 
 
 def train_context(
@@ -198,16 +193,9 @@ def train_context(
     optimizer = torch.optim.SGD(
         [context], params.lr, momentum=params.momentum, weight_decay=params.weight_decay
     )
-    losses = []
-    for step, batch in zip(range(params.num_steps), make_batches(views, params, g), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(params, step)
-        features = pick_views(batch.images, g).to(context.device)
-        logits = prompts.text.scale * features @ prompts.features(context).T
-        loss = weighted_cross_entropy(logits, batch.targets.to(context.device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        advance(params.batch_size)
-    return curve_of(torch.stack(losses).cpu())
+
+    def logits(features: torch.Tensor) -> torch.Tensor:
+        return prompts.text.scale * features @ prompts.features(context).T
+
+    rate = partial(learning_rate, params)
+    return train_on_features(logits, optimizer, rate, views, params, g, context.device, advance)

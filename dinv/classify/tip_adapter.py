@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dinv.classify.base import Advance, Fitted, LabelledImages, MixedParams, Predict, TrainingSet
+from dinv.classify.base import Advance, Fitted, MixedParams, Predict, TrainingSet
 from dinv.classify.clip_based import (
     ClipNetwork,
     ClipParams,
@@ -28,7 +28,7 @@ from dinv.classify.clip_based import (
 )
 from dinv.classify.cross_validation import kept_images, scores, splits
 from dinv.classify.probe import ONLY_MIXED, image_weights, weighty
-from dinv.classify.views import ViewParams, view_features
+from dinv.classify.views import ViewParams, viewed
 from dinv.features.clip_text import ClipText
 from dinv.section import NonNegativeFloat, PositiveFloat
 
@@ -136,10 +136,7 @@ def material_for(
 ) -> Material:
     """Features of views, of images and of texts."""
     text = ClipText(network.location, device)
-    views = [
-        LabelledImages(view_features(s.images, network, params, seed, device), s.targets, s.origins)
-        for s in data.sources
-    ]
+    views = viewed(data.sources, network, params, seed, device)
     return Material(
         TrainingSet(views, data.real, data.class_names),
         image_features(data.sources[0].images, network, device),

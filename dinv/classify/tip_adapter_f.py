@@ -2,16 +2,16 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from dinv.classify.base import Advance, Fitted, Predict, TrainingSet
-from dinv.classify.batches import make_batches
 from dinv.classify.clip_based import ClipNetwork, build_of, predictor, settings_of
 from dinv.classify.cross_validation import NUM_FOLDS, kept_images, splits
-from dinv.classify.feature_training import FeatureTrainingParams, only_mixed, pick_views
+from dinv.classify.feature_training import FeatureTrainingParams, only_mixed, train_on_features
 from dinv.classify.probe import weighty
 from dinv.classify.tip_adapter import (
     Cache,
@@ -22,7 +22,6 @@ from dinv.classify.tip_adapter import (
     tensors_of,
     tuned,
 )
-from dinv.classify.training import curve_of, weighted_cross_entropy
 from dinv.rng import generator
 from dinv.section import NonNegativeFloat, PositiveFloat
 
@@ -76,6 +75,11 @@ class TipAdapterF:
         return predictor(build, device, cache_from(tensors).logits)
 
 
+def learning_rate(params: TipAdapterFParams, step: int) -> float:
+    """Half a cosine from lr to 0."""
+    return params.lr * 0.5 * (1 + math.cos(math.pi * step / params.num_steps))
+
+
 def train_keys(
     cache: Cache,
     views: TrainingSet,
@@ -89,15 +93,6 @@ def train_keys(
     keys = nn.Parameter(cache.keys.clone().to(device))
     learning = replace(cache, keys=keys, values=cache.values.to(device), weights=cache.weights.to(device))
     optimizer = torch.optim.AdamW([keys], params.lr, eps=params.adam_eps, weight_decay=params.weight_decay)
-    losses = []
-    for step, batch in zip(range(params.num_steps), make_batches(views.sources, params, g), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = params.lr * 0.5 * (1 + math.cos(math.pi * step / params.num_steps))
-        logits = learning.logits(pick_views(batch.images, g).to(device))
-        loss = weighted_cross_entropy(logits, batch.targets.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        advance(params.batch_size)
-    return replace(cache, keys=keys.detach().cpu()), curve_of(torch.stack(losses).cpu())
+    rate = partial(learning_rate, params)
+    curve = train_on_features(learning.logits, optimizer, rate, views.sources, params, g, device, advance)
+    return replace(cache, keys=keys.detach().cpu()), curve

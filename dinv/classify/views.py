@@ -1,5 +1,6 @@
 """Random views of images for networks that stay frozen: each is read once, so that training sees many."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -7,6 +8,7 @@ from pydantic import Field
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
+from dinv.classify.base import LabelledImages
 from dinv.classify.clip_based import ClipNetwork, image_features
 from dinv.classify.cross_validation import pixel_digests
 from dinv.rng import derive_seed
@@ -39,6 +41,20 @@ def view_features(
     return torch.stack(
         [torch.cat([of_view(view, some) for some in slabs]) for view in range(params.num_views)], 1
     )
+
+
+def viewed(
+    sources: Sequence[LabelledImages],
+    network: ClipNetwork,
+    params: ViewParams,
+    seed: int,
+    device: torch.device,
+) -> list[LabelledImages]:
+    """Image sets with features of views, [N, num_views, D], in place of images."""
+    return [
+        LabelledImages(view_features(s.images, network, params, seed, device), s.targets, s.origins)
+        for s in sources
+    ]
 
 
 def view_of(images: torch.Tensor, params: ViewParams, seed: int, view: int) -> torch.Tensor:

@@ -14,8 +14,8 @@ from dinv.classify.clip_based import (
     Templates,
     build_of,
     names_for,
-    predictor,
     settings_of,
+    text_predictor,
     text_weights,
 )
 from dinv.features.clip_text import ClipText
@@ -56,5 +56,4 @@ class ZeroShotClip:
     @staticmethod
     def load(tensors: dict[str, torch.Tensor], build: dict[str, Any], device: torch.device) -> Predict:
         """softmax of exp(scale) cos(image, class)."""
-        scale, weights = tensors["scale"], tensors["weights"]
-        return predictor(build, device, lambda features: scale * features @ weights.T)
+        return text_predictor(tensors, build, device)

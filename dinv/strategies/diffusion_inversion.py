@@ -16,10 +16,11 @@ from dinv.strategies.class_noise import Shrunk, nearest_others, shrunk
 from dinv.strategies.from_noise import FromNoise, noise_seeds
 
 Key = tuple[str, int]  # (source id, variant)
+Facts = dict[str, int | float | str]
 
 
-class DiffusionInversionParams(StrategyParams):
-    """`input` is a folder of embeddings that `invert` learned, one per image."""
+class PerturbationParams(StrategyParams):
+    """How many variants of each image there are, and how far from it."""
 
     num_images_per_embedding: PositiveInt
     balance_classes: bool
@@ -28,12 +29,17 @@ class DiffusionInversionParams(StrategyParams):
     noise_covariance: Literal["isotropic", "class", "pooled"] = "isotropic"
     interpolation: Fraction
     interpolation_distribution: Literal["fixed", "uniform"]
+    seed: Seed
+
+
+class DiffusionInversionParams(PerturbationParams):
+    """`input` is a folder of embeddings that `invert` learned, one per image."""
+
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     unconditional: Literal["mean", "empty", "other_class"]
     unconditional_scope: Literal["dataset", "class"]
     scheduler: Literal["pndm", "ddim", "dpmsolver++"]
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
-    seed: Seed
 
 
 class Bank(Protocol):
@@ -151,14 +157,25 @@ class Perturbation:
         return int(rows[index - self._ends[variant]]), variant
 
     def _draw(self, row: int, variant: int) -> Draw:
-        p, source = self.params, self.bank.ids[row]
+        source = self.bank.ids[row]
+        facts = {**self._perturbed(row, variant), **self._rendered(source)}
+        return Draw(f"{source}#{variant}", int(self.bank.labels[row]), source, facts)
+
+    def _perturbed(self, row: int, variant: int) -> Facts:
+        p = self.params
         partner, a = self._partner(row, variant) if p.interpolation > 0 else (row, 0.0)
-        facts: dict[str, int | float | str] = {
+        return {
             "variant": variant,
             "partner_id": self.bank.ids[partner],
             "interpolation": a,
             "noise_std": p.noise_std,
             "noise_unit": p.noise_unit,
+        }
+
+    def _rendered(self, source: str) -> Facts:
+        """Facts of what is made of the perturbed embedding."""
+        p = self.params
+        facts: Facts = {
             "guidance_scale": p.guidance_scale,
             "scheduler": p.scheduler,
             "num_inference_steps": p.num_inference_steps,
@@ -166,7 +183,7 @@ class Perturbation:
         }
         if p.noise_covariance != "isotropic":  # else the table is that of before this parameter
             facts["noise_covariance"] = p.noise_covariance
-        return Draw(f"{source}#{variant}", int(self.bank.labels[row]), source, facts)
+        return facts
 
     def _partner(self, row: int, variant: int) -> tuple[int, float]:
         """Another row of the same class, and its weight a."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -32,24 +31,15 @@ from dinv.inversion.bank import (
     load_bank,
     save_bank,
 )
-from dinv.section import Fraction, NonNegativeFloat, PositiveInt
-from dinv.strategies.base import Draw, Inputs, Material, StrategyParams
-from dinv.strategies.diffusion_inversion import Perturbation
+from dinv.strategies.base import Draw, Inputs, Material
+from dinv.strategies.diffusion_inversion import Facts, Perturbation, PerturbationParams
 from dinv.strategies.gan import OfGan, frozen_gan
 
 PART_SIZE = 100  # images; a constant of the format, not a setting
 
 
-class GanInversionParams(StrategyParams, LatentSettings):
+class GanInversionParams(PerturbationParams, LatentSettings):
     """`input` is what `gan` learned. Perturbation as in diffusion_inversion, of latents."""
-
-    num_images_per_embedding: PositiveInt
-    balance_classes: bool
-    noise_std: NonNegativeFloat
-    noise_unit: Literal["absolute", "relative"]
-    noise_covariance: Literal["isotropic", "class", "pooled"] = "isotropic"
-    interpolation: Fraction
-    interpolation_distribution: Literal["fixed", "uniform"]
 
 
 class GanInversion(Perturbation):
@@ -69,21 +59,13 @@ class GanInversion(Perturbation):
     def _unconditional(self) -> torch.Tensor:
         return self.statistics.mean[None]  # a GAN has no guidance; nothing reads it
 
-    def _draw(self, row: int, variant: int) -> Draw:
-        p, source = self.params, self.bank.ids[row]
-        partner, a = self._partner(row, variant) if p.interpolation > 0 else (row, 0.0)
-        facts: dict[str, int | float | str] = {
-            "variant": variant,
-            "partner_id": self.bank.ids[partner],
-            "interpolation": a,
-            "noise_std": p.noise_std,
-            "noise_unit": p.noise_unit,
-            "noise_covariance": p.noise_covariance,
-            "seed": p.seed,
+    def _rendered(self, source: str) -> Facts:
+        return {
+            "noise_covariance": self.params.noise_covariance,
+            "seed": self.params.seed,
             "inversion_error": round(self._errors[source], 6),
             "unet_passes": 0,
         }
-        return Draw(f"{source}#{variant}", int(self.bank.labels[row]), source, facts)
 
     def inputs(self, draws: Sequence[Draw]) -> Inputs:
         """Perturbed latents, and labels."""
