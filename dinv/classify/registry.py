@@ -5,6 +5,7 @@ from dinv.section import Registry
 LEARNERS = Registry(
     "learner",
     {
+        "amst": "dinv.classify.amst:Amst",
         "cnn": "dinv.classify.cnn:Cnn",
         "coop": "dinv.classify.coop:Coop",
         "finetune": "dinv.classify.finetune:Finetune",

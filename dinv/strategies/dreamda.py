@@ -114,8 +114,8 @@ class DreamDA(Variants):
     """Real images through a stochastic encoder and back under their class's condition.
 
     The authors: 100 steps, strength 0.8, s = 7.5, the empty prompt as source's, noise of 3 (absolute, in
-    Stable Diffusion 1.5) on the bottleneck at every step. Labels are the sources'; self-training (AMST) was
-    never published.
+    Stable Diffusion 1.5) on the bottleneck at every step. Labels are the sources'; the code of their
+    self-training (AMST) was never published, see learner `amst`.
     """
 
     Params = DreamDAParams
