@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from dinv.errors import UserError
 from dinv.execution.code import changed_since, snapshot
+from dinv.execution.expected import expected
 from dinv.params import load_params
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ def run(stage: str, main: Callable[..., None], **arguments: Any) -> None:
     try:
         _require_project()
         params, code = load_params(), snapshot()
+        _say_what_is_expected(stage, arguments.get("block"), params.model_dump())
         main(**{name: getattr(params, name) for name in sections}, **arguments)
         before, after = (
             _used(p.model_dump(), sections, stage, arguments.get("block")) for p in (params, load_params())
@@ -75,6 +77,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or not JSON; run dvc repro first") from error
+
+
+def _say_what_is_expected(stage: str, block: str | None, params: dict[str, Any]) -> None:
+    """What `dinv estimate` found for it, if it was asked."""
+    name = stage if block is None else f"{stage}@{block}"
+    line = expected(params, name)
+    if line is not None:
+        print(f"{name}: {line}, as dinv estimate found; finished parts take no time", flush=True)
 
 
 def _require_project() -> None:

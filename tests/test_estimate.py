@@ -1,20 +1,39 @@
 """The estimate: what is counted is what a run does, every stage has a row, and no time is asserted."""
 
+import inspect
 import json
 import os
+from dataclasses import replace
 
 import pytest
+import test_clip_learners as clips
+import test_methods_gan as gans
 import tiny
 import torch
+from PIL import Image
+from tiny_methods import save_clip
 
-from dinv.estimate import run
-from dinv.estimate.classifiers import grown
+from dinv.classify.arms import Arm
+from dinv.classify.clip_based import ClipParams
+from dinv.classify.probe import ProbeParams
+from dinv.classify.registry import LEARNERS
+from dinv.classify.training import TrainingParams
+from dinv.errors import UserError
+from dinv.estimate import classifiers, image_sets, run, stages
+from dinv.estimate.classifiers import grown, train_cost
+from dinv.estimate.image_sets import generate_cost, latents_cost, part_bytes
 from dinv.estimate.measure import Clock, Range, fitting_size, peak_memory
 from dinv.estimate.report import as_json, duration, size, table
 from dinv.estimate.run import estimate, inputs_of, unfinished, with_followers
-from dinv.estimate.sample import in_turns
-from dinv.estimate.stages import part_bytes, plain_visits
+from dinv.estimate.sample import Sample, in_turns
+from dinv.estimate.stages import invert_cost, plain_visits
+from dinv.execution.expected import expected
+from dinv.inversion.class_embeddings import ClassEmbeddingsParams
+from dinv.inversion.gan import GanParams
+from dinv.inversion.invert import ImageEmbeddingsParams
+from dinv.inversion.registry import METHODS
 from dinv.params import load_params, parse_params, read_yaml
+from dinv.strategies.registry import STRATEGIES
 
 CPU = torch.device("cpu")
 
@@ -147,6 +166,123 @@ def test_ranges_and_words():
     )
 
 
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory, grey_model_folder):
+    """Of a tiny task with 30 training images of ten classes; no DVC, nothing has run."""
+    root = tmp_path_factory.mktemp("estimate")
+    tiny.save_tiny_fashion_mnist(root / "tinydata", per_class=3)
+    raw = read_yaml(tiny.ROOT / "params.yaml")
+    raw["data"] |= {
+        "root": str(root / "tinydata"),
+        "resolution": 16,
+        "num_per_class": None,
+        "num_val_per_class": 0,
+    }
+    raw["model"] |= {"path": str(grey_model_folder), "resolution": 16}
+    params = parse_params(raw)
+    learned = {
+        "gan": GanParams.model_validate(gans.BLOCK),
+        "classes": ClassEmbeddingsParams(
+            **{**params.invert["embeddings"].model_dump(), "method": "class_embeddings", "num_visits": 9},
+            batch_size=4,
+        ),
+    }
+    with run.scratch_in(root):
+        yield Sample.of(params.model_copy(update={"invert": learned}), root / "sample")
+
+
+def block(name, place, **update):
+    return STRATEGIES[name].Params(strategy=name, input=place, **update)
+
+
+def test_gan_inversion_is_its_latents_and_its_images(sample, monkeypatch):
+    params = block("gan_inversion", "data/learned/gan", **gans.BLOCKS["gan_inversion"])
+    cost = generate_cost(params, sample)
+    assert cost.work == {"images": 2 * 30, "UNet passes": 0} and cost.note == "" and cost.disk > 0
+    seen = iter([9.0, 2.0, 5.0])  # three steps take 3 s: one a second, and 1 s besides
+    monkeypatch.setattr(image_sets, "timed", lambda work, device: next(seen))
+    seconds, few = latents_cost(params.model_copy(update={"num_inversion_steps": 100}), sample)
+    assert seconds == Range(100, 100, 100) and few.num_inversion_steps == 1
+
+
+def test_an_imported_folder_is_counted_as_it_lies_there(sample, tmp_path):
+    plain = {"resize": "squash", "max_duplicate_bits": None}
+    for i, name in enumerate(("a/1.png", "a/deep/2.png", "b/3.jpg")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tiny.random_images(1, side=20, seed=i)[0]).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    cost = generate_cost(block("import_folder", str(tmp_path), **plain), sample)
+    assert cost.work == {"images": 3} and 0 < cost.seconds.low <= cost.seconds.high and cost.disk > 0
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for place, words in ((tmp_path / "none", "no such folder"), (empty, "no image; put some there")):
+        with pytest.raises(UserError, match=words):
+            generate_cost(block("import_folder", str(place), **plain), sample)
+
+
+def test_embeddings_of_classes_and_banks_of_prompts(sample):
+    classes = sample.params.invert["classes"]
+    assert invert_cost(classes, sample).work == {"image visits": 10 * 9 * 4}
+    made = tiny.PARAMS.generate["inversion"].model_dump()
+    made |= {"input": "data/learned/classes", "interpolation": 0.0, "num_images_per_embedding": 3}
+    few = replace(sample, params=sample.params)  # two images of each class are timed, 30 are there
+    few.__dict__["rows"] = sample.rows[:20]
+    cost = generate_cost(STRATEGIES["diffusion_inversion"].Params(**made), few)
+    assert cost.note == "" and cost.work["images"] == 3 * 10
+    prompts = {"prefix": "a photo of", "num_prompts": 5, "language_model": None, "num_samples": 1, "seed": 0}
+    bank = METHODS["prompt_bank"].Params(method="prompt_bank", **prompts)
+    cost = invert_cost(bank, sample)
+    assert cost.work == {"classes": 10} and cost.disk > 10 * 5 * len("a photo of")
+
+
+@pytest.mark.parametrize(
+    ("name", "real", "mixed"),
+    [
+        ("zero_shot_clip", {}, {}),
+        ("tip_adapter", {"images to have features of": 60}, {"images to have features of": 260}),
+        (
+            "coop",
+            {"images to have features of": 60, "classifier steps": 6},
+            {"images to have features of": 260, "classifier steps": 6},
+        ),
+        (
+            "tip_adapter_f",  # trained once, and once for each of five folds
+            {"images to have features of": 60, "classifier steps": 36},
+            {"images to have features of": 260, "classifier steps": 36},
+        ),
+    ],
+)
+def test_learners_on_clip_read_every_view_and_take_their_steps(
+    sample, tmp_path, monkeypatch, name, real, mixed
+):
+    """Two views of 30 real images, and of 100 generated ones."""
+    monkeypatch.chdir(tmp_path)
+    save_clip(tmp_path / clips.PATH)
+    params = clips.params(name)
+    for arm, num_made, work in (
+        (Arm(images="data/real/train", real=False, learner="x"), 0, real),
+        (Arm(images="data/generated/a", real=True, learner="x"), 100, mixed),
+    ):
+        cost = train_cost(arm, num_made, replace(sample, params=with_learner(sample.params, params)))
+        assert cost.work == work and cost.note == "" and cost.disk > 0
+        assert 0 < cost.seconds.low <= cost.seconds.median <= cost.seconds.high and cost.look.median > 0
+
+
+def with_learner(params, learner):
+    return params.model_copy(update={"train": {"x": learner}})
+
+
+def test_every_method_strategy_and_learner_is_known():
+    """Or its note says why it is not: retrieval alone, and nothing else, cannot be estimated."""
+    words = "".join(inspect.getsource(m) for m in (image_sets, run, stages, classifiers))
+    assert words.count("not known to dinv estimate") == 3  # a method, an input, a learner of someone's own
+    for name in METHODS:
+        known = (ImageEmbeddingsParams, GanParams)
+        assert issubclass(METHODS[name].Params, known) or f'"{name}"' in words, name
+    for name in LEARNERS:
+        assert issubclass(LEARNERS[name].Params, (TrainingParams, ProbeParams, ClipParams)), name
+
+
 def test_the_head_of_a_part_is_counted_once_per_part():
     assert part_bytes(1010, [bytes(1050)] * 3, 5, num_images=100, num_parts=2) == 100 * 10 + 2 * 1000
 
@@ -165,3 +301,16 @@ def test_a_wrong_price_is_refused(monkeypatch):
     monkeypatch.setattr(run, "estimate", None)
     with pytest.raises(run.UserError, match=r"--price-per-hour -1\.0: must not be negative"):
         run.run_estimate(-1.0, True)
+
+
+def test_stages_will_say_the_numbers_of_the_table(found, monkeypatch, tmp_path, capsys):
+    result, params = found
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path))
+    for name, value in (("load_params", params), ("start_seconds", 1.5), ("unfinished", None)):
+        monkeypatch.setattr(run, name, lambda value=value: value)
+    monkeypatch.setattr(run, "estimate", lambda *arguments: result)
+    run.run_estimate(None, True)
+    printed = capsys.readouterr().out
+    for row in result.rows:
+        time, disk = expected(params.model_dump(), row.stage).removesuffix(" on the disk").split(", ")
+        assert f"| {time} | {disk} |" in printed, row.stage

@@ -10,7 +10,9 @@ import torch
 from pydantic import BaseModel
 
 from dinv.errors import UserError
+from dinv.execution import expected as forecasts
 from dinv.execution.code import changed_since, snapshot
+from dinv.execution.expected import expected, keep
 from stages import runner
 
 
@@ -140,3 +142,80 @@ def test_a_block_is_an_argument_and_must_exist(monkeypatch):
     assert runner.chosen({"inversion": 3}, "inversion", "generate") == 3
     with pytest.raises(UserError, match=r"generate\.inversino: no such block .* there are inversion"):
         runner.chosen({"inversion": 3}, "inversino", "generate")
+
+
+PARAMS = {
+    "data": {"seed": 0},
+    "model": {"path": "x"},
+    "invert": {"c": {"num_visits": 3}},
+    "generate": {
+        "a": {"input": "data/learned/c", "noise": 1},
+        "b": {"input": "data/real/train", "noise": 1},
+    },
+    "train": {"cnn": {"lr": 1}, "probe": {"lr": 1}},
+    "arms": {
+        "mixed": {"images": "data/generated/a", "learner": "cnn"},
+        "real": {"images": "data/real/train", "learner": "probe"},
+    },
+    "measure": {"seed": 0},
+    "execution": {"device": "cpu"},
+}
+STAGES = ["download", "invert@c", "generate@a", "generate@b", "train@mixed", "train@real", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("section", "block", "value", "still"),
+    [
+        ("data", "seed", 1, []),
+        ("execution", "device", "cuda", []),
+        ("invert", "c", {"num_visits": 4}, ["download", "generate@b", "train@real", "evaluate"]),
+        ("generate", "b", {"input": "data/real/train", "noise": 2}, STAGES[:3] + STAGES[4:6]),
+        ("train", "cnn", {"lr": 2}, [s for s in STAGES if s not in ("train@mixed", "evaluate")]),
+        ("train", "new", {"lr": 2}, STAGES[:-1]),
+    ],
+)
+def test_a_stage_says_its_estimate_while_what_was_timed_is_what_it_does(
+    tmp_path, monkeypatch, section, block, value, still
+):
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path))
+    assert expected(PARAMS, "download") is None
+    keep(PARAMS, {stage: f"{stage} 3 s" for stage in STAGES})
+    assert [expected(PARAMS, stage) for stage in STAGES] == [f"{stage} 3 s" for stage in STAGES]
+    changed = {**PARAMS, section: {**PARAMS[section], block: value}}
+    assert [stage for stage in STAGES if expected(changed, stage)] == still
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"download": 3}', '{"download": {"key": 1}}'])
+def test_a_damaged_estimate_is_none(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path))
+    (tmp_path / "estimate.json").write_text(text)
+    assert expected(PARAMS, "download") is None
+
+
+def test_the_line_stands_at_the_start(project, monkeypatch, capsys):
+    monkeypatch.setattr(
+        runner, "expected", lambda params, stage: f"of {stage}, seed {params['data']['seed']}"
+    )
+    assert line_of("generate", lambda block: print("work"), block="a") is None
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("generate@a: of generate@a, seed 0, as dinv estimate found") and second == "work"
+
+
+def test_the_rest_is_foretold_once_by_what_was_done_first(monkeypatch):
+    """After the first unit two take 4 s: 2 s each, and 7 of 10 are left."""
+    clock, said = iter([5.0, 6.0, 9.0, 13.0]), []
+    monkeypatch.setattr(forecasts.time, "monotonic", lambda: next(clock))
+    forecast = forecasts.Forecast(10, said.append)
+    for _ in range(4):
+        forecast.advance(1)
+    assert said == ["about 14.0 s left, as the first 4 s say"]
+
+
+def test_a_short_rest_is_not_foretold(monkeypatch):
+    clock, said = iter([0.0, 4.0, 8.0]), []
+    monkeypatch.setattr(forecasts.time, "monotonic", lambda: next(clock))
+    forecast = forecasts.Forecast(3, said.append)
+    for _ in range(3):
+        forecast.advance(1)
+    assert said == []
+    assert forecasts.words(90) == "1.5 min" and forecasts.words(0.2) == "0.2 s"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dinv.classify.arms import Arm, image_sets
 from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.clip_based import ClipNetwork, ClipParams
 from dinv.classify.cross_validation import NUM_FOLDS
 from dinv.classify.frozen import find_network
 from dinv.classify.heads import fit_logistic, fit_svc
@@ -35,6 +36,8 @@ def train_cost(arm: Arm, num_made: int, sample: Sample) -> Cost:
         return probe_cost(params, arm, num_made, sample)
     if isinstance(params, TrainingParams):
         return network_cost(params, arm, sample)
+    if isinstance(params, ClipParams):
+        return clip_cost(params, arm, num_made, sample)
     return Cost(note=f"learner {params.learner} is not known to dinv estimate")
 
 
@@ -43,7 +46,8 @@ def shown(sample: Sample, arm: Arm) -> TrainingSet:
     targets = np.eye(len(sample.small.class_names), dtype=np.float32)[sample.small.labels]
     real = LabelledImages(sample.small.tensor(), torch.from_numpy(targets))
     made = LabelledImages(real.images, real.targets, torch.arange(len(real)))
-    return TrainingSet([real] if arm.only_real else [real, made] if arm.real else [made], real)
+    sources = [real] if arm.only_real else [real, made] if arm.real else [made]
+    return TrainingSet(sources, real, sample.small.class_names)
 
 
 def network_cost(params: TrainingParams, arm: Arm, sample: Sample) -> Cost:
@@ -92,6 +96,39 @@ def probe_cost(params: ProbeParams, arm: Arm, num_made: int, sample: Sample) -> 
     work = {"images to have features of": n, "probes": seeds}
     disk = seeds * (n if params.classifier == "svc" else len(sample.small.class_names)) * width * 8
     return Cost(extract * n + grown(fit, m, n) * seeds, work, round(disk), look=extract * seeds)
+
+
+def clip_cost(params: ClipParams, arm: Arm, num_made: int, sample: Sample) -> Cost:
+    """A learner on CLIP: features of every view of every image, drawn anew by each seed, then its own work.
+
+    That work is timed with few steps, where there are any, and with features that are known already.
+    """
+    network = ClipNetwork.of(params.path)
+    extract, _ = features_cost(network.images, sample)
+    learner, few = LEARNERS[params.learner], params.model_copy(update=_few_steps(params))
+    learner.fit(shown(sample, arm), few, 0, sample.device, lambda n: None)  # finds the features
+    clock = Clock(sample.device)
+    fitted = learner.fit(shown(sample, arm), few, 0, sample.device, clock.advance)
+    steps, total = clock.steps, clock.total()
+    seeds, num_steps = len(params.seeds), getattr(params, "num_steps", 0)
+    step = Range.of(steps[1:]) if num_steps else NOTHING
+    ends = max(0.0, total - step.median * len(steps)) if num_steps else total
+    per_training = num_steps * getattr(params, "batch_size", 1)
+    trainings = learner.num_units(params) // per_training if num_steps else 0
+    n = (sample.num_train if arm.only_real or arm.real else 0) + (0 if arm.only_real else num_made)
+    views = getattr(params, "num_views", 0)  # none: no image is looked at
+    stored = StoredClassifier(params.learner, fitted, 0, 0)
+    disk = seeds * len(to_bytes(partial(save_classifier, stored)))
+    seen, steps_of_all = n * views, num_steps * trainings
+    work = {"images to have features of": seeds * seen, "classifier steps": seeds * steps_of_all}
+    seconds = (extract * seen + step * steps_of_all + Range(ends, ends, ends)) * seeds
+    return Cost(seconds, {item: count for item, count in work.items() if count}, disk, look=extract * seeds)
+
+
+def _few_steps(params: ClipParams) -> dict[str, int]:
+    if not hasattr(params, "num_steps"):
+        return {}
+    return {"num_steps": NUM_TIMED + 1, **({"warmup_steps": 0} if hasattr(params, "warmup_steps") else {})}
 
 
 def fit_seconds(params: ProbeParams, width: int, sample: Sample, m: int = MOST_TIMED) -> float:

@@ -150,6 +150,15 @@ def _remarks(found: Estimate) -> list[str]:
     ]
 
 
+def lines(found: Estimate) -> dict[str, str]:
+    """Stage -> its time and outputs as the table has them; without stages that could not be estimated."""
+    return {
+        row.stage: f"{duration(row.seconds)}, {size(row.cost.disk)} on the disk"
+        for row in found.rows
+        if not row.cost.note
+    }
+
+
 def duration(seconds: Range) -> str:
     """As 3.1 min (2.9 to 4.0): the unit is that of the median."""
     unit, name = next(

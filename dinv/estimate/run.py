@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from dinv.errors import UserError
 from dinv.estimate.classifiers import evaluate_cost, made_for, measure_cost, train_cost
+from dinv.estimate.image_sets import generate_cost
 from dinv.estimate.measure import Range
-from dinv.estimate.report import Estimate, Row, as_json, table
+from dinv.estimate.report import Estimate, Row, as_json, lines, table
 from dinv.estimate.sample import Sample
-from dinv.estimate.stages import Cost, download_cost, generate_cost, invert_cost, with_memory
+from dinv.estimate.stages import Cost, download_cost, invert_cost, with_memory
+from dinv.execution.expected import keep
 from dinv.params import LEARNED, Params, load_params
 
 IMPORTS = "import dinv.params, dinv.inversion.image_embeddings, dinv.strategies.worker, diffusers.models"
@@ -29,7 +31,9 @@ def run_estimate(price_per_hour: float | None, as_text: bool) -> None:
     """Print the estimate of ./params.yaml, as a table or as JSON; raises UserError."""
     if price_per_hour is not None and not price_per_hour >= 0:
         raise UserError(f"--price-per-hour {price_per_hour}: must not be negative")
-    found = estimate(load_params(), start_seconds(), unfinished(), price_per_hour)
+    params = load_params()
+    found = estimate(params, start_seconds(), unfinished(), price_per_hour)
+    keep(params.model_dump(), lines(found))
     print(table(found) if as_text else json.dumps(as_json(found), indent=2))
 
 

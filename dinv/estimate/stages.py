@@ -3,14 +3,10 @@
 Work is done by the workers and learners that the stages use. The first call warms up and is not counted.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from dinv.errors import UserError
@@ -18,23 +14,16 @@ from dinv.estimate.measure import NOTHING, Clock, Memory, Range, fitting_size, p
 from dinv.estimate.sample import SECONDS, Sample
 from dinv.execution.parts import to_bytes
 from dinv.images.image_set import write_parquet
-from dinv.inversion.bank import EmbeddingBank, bank_statistics, save_bank, save_statistics
 from dinv.inversion.base import MethodParams, Place
 from dinv.inversion.class_embeddings import ClassEmbeddingsParams, ClassTask, ClassWorker
 from dinv.inversion.gan import GanParams, GanWorker, make_task
 from dinv.inversion.image_embeddings import InvertTask, InvertWorker
 from dinv.inversion.invert import (
     ImageEmbeddingsParams,
-    ImageStream,
     heldout_visits,
-    initial_embeddings,
     interval_means,
 )
 from dinv.inversion.registry import METHODS
-from dinv.params import LEARNED
-from dinv.strategies.base import Material, Strategy, StrategyParams
-from dinv.strategies.registry import STRATEGIES
-from dinv.strategies.worker import PART_SIZE, Form, RenderTask, RenderWorker
 
 NUM_TIMED = 3  # micro-batches or steps of each kind that are timed
 NUM_VISITS = 7  # of an inversion that is timed: four of them measure no held-out loss besides
@@ -98,11 +87,7 @@ def invert_cost(params: MethodParams, sample: Sample) -> Cost:
     if isinstance(params, GanParams):
         return gan_cost(params, sample)
     if params.method == "prompt_bank":
-        place = Place(lambda: sample.model, [], sample.params.execution)
-        learn = partial(
-            METHODS["prompt_bank"].learn, params, sample.for_model, place, sample.folder / "prompts"
-        )
-        return Cost(Range.of([timed(learn, sample.device)]), {"classes": len(sample.small.class_names)})
+        return prompt_bank_cost(params, sample)
     return Cost(note=f"method {params.method} is not known to dinv estimate")
 
 
@@ -121,6 +106,15 @@ def image_embeddings_cost(params: ImageEmbeddingsParams, sample: Sample) -> Cost
     each = (visit * params.num_visits + Range(ends, ends, ends)) * (1 / size)
     n, disk = sample.num_train, embedding_bytes(params, sample.model.width)
     return Cost(each * n, {"image visits": n * params.num_visits}, round(n * disk))
+
+
+def prompt_bank_cost(params: MethodParams, sample: Sample) -> Cost:
+    """All of it: it is about class names, however many images there are."""
+    place = Place(lambda: sample.model, [], sample.params.execution)
+    folder = sample.folder / "prompts"
+    learn = partial(METHODS["prompt_bank"].learn, params, sample.for_model, place, folder)
+    seconds, disk = timed(learn, sample.device), sum(file.stat().st_size for file in folder.iterdir())
+    return Cost(Range.of([seconds]), {"classes": len(sample.small.class_names)}, disk)
 
 
 def gan_cost(params: GanParams, sample: Sample) -> Cost:
@@ -164,99 +158,3 @@ def embedding_bytes(params: ImageEmbeddingsParams, width: int) -> float:
     )
     item = getattr(torch, params.storage_dtype).itemsize
     return (params.num_tokens * width + points) * item + 8 + 16
-
-
-def generate_cost(params: StrategyParams, sample: Sample) -> Cost:
-    """One block of `generate`: its strategy on the sample, rendered by its own worker."""
-    if params.strategy == "retrieval":
-        return Cost(note="strategy retrieval searches a pool; what that costs depends on the pool")
-    if params.strategy in ("import_folder", "gan_inversion"):
-        return Cost(note=f"strategy {params.strategy} is not known to dinv estimate")
-    strategy = STRATEGIES[params.strategy](params, material(params, sample))
-    of_images = params.strategy != "import_folder" and not hasattr(params, "num_images_per_class")
-    num_images = round(len(strategy) * (sample.num_train / len(sample.rows) if of_images else 1))
-    passes = Passes(sample.model if strategy.renderer().uses_model else None)
-    open_seconds = timed(lambda: strategy.renderer().open(lambda: sample.model), sample.device)
-    render = partial(rendered, strategy, sample)
-    alone, most = render(1, 0), min(sample.micro_batch, len(strategy))  # the first call warms up
-    one = timed(lambda: render(1, 0), sample.device)
-    size = max(min(2, most), fitting_size(one, most, SECONDS))  # of one image a part's head is not told apart
-    parts, seconds = [], []
-    with passes:
-        for i in range(NUM_TIMED):
-            clock = Clock(sample.device)
-            parts.append(render(size, i))
-            seconds.append(clock.total() / size)
-    num_parts = math.ceil(num_images / PART_SIZE)
-    opened, disk = num_parts * open_seconds, part_bytes(len(alone), parts, size, num_images, num_parts)
-    work = {"images": num_images, "UNet passes": round(passes.count / (NUM_TIMED * size) * num_images)}
-    return Cost(Range.of(seconds) * num_images + Range(opened, opened, opened), work, disk)
-
-
-def part_bytes(alone: int, parts: list[bytes], size: int, num_images: int, num_parts: int) -> int:
-    """Bytes of all parts, from one of a single image (`alone`) and some of `size`: each has a head."""
-    mean = sum(map(len, parts)) / len(parts)
-    each = (mean - alone) / (size - 1) if size > 1 else mean
-    return round(each * num_images + max(0.0, mean - each * size) * num_parts)
-
-
-def rendered(strategy: Strategy, sample: Sample, size: int, batch: int) -> bytes:
-    """`size` images of a strategy as the bytes of a part, the `batch`-th so many."""
-    first = batch * size % max(1, len(strategy) - size + 1)
-    draws = strategy.draws(range(first, first + size))
-    side, channels = sample.params.data.resolution, sample.small.images.shape[3]
-    form = Form((side, side, channels), sample.small.class_names)
-    task = RenderTask(strategy.renderer(), strategy.inputs(draws), draws, form)
-    return RenderWorker(lambda: sample.model, size).compute(task, lambda n: None)
-
-
-class Passes:
-    """Counts passes of one image through the model's UNet while it is entered."""
-
-    def __init__(self, model: Any):
-        self.model, self.count = model, 0
-
-    def __enter__(self) -> None:
-        if self.model is not None:
-            self._hook = self.model.unet.register_forward_pre_hook(self._seen)
-
-    def __exit__(self, *error: object) -> None:
-        if self.model is not None:
-            self._hook.remove()
-
-    def _seen(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        self.count += len(args[0])
-
-
-def material(params: StrategyParams, sample: Sample) -> Material:
-    """What a strategy is made with: the sample, and what an inversion of it has before it learns."""
-    folder = sample.folder / "train_model"
-    real = sample.for_model
-    if params.input.startswith(LEARNED):
-        folder = sample.folder / params.input
-        learned = sample.params.invert[params.input.removeprefix(LEARNED)]
-        if isinstance(learned, ImageEmbeddingsParams):
-            save_unlearned(learned, sample, folder)
-        else:
-            place = Place(lambda: sample.model, [], sample.params.execution)
-            if isinstance(learned, GanParams):
-                learned = learned.model_copy(update={"num_steps": 1})  # images cost the same then
-            elif learned.method != "prompt_bank":
-                raise UserError(f"its input is learned by {learned.method}, not known to dinv estimate")
-            METHODS[learned.method].learn(learned, real, place, folder)
-    return Material(real, folder, lambda: sample.model)
-
-
-def save_unlearned(params: ImageEmbeddingsParams, sample: Sample, folder: Path) -> None:
-    """A bank of the sample's images, or of its classes, with the embeddings that learning begins with."""
-    images = sample.both[1]
-    rows, ids = np.arange(len(images)), images.ids
-    if isinstance(params, ClassEmbeddingsParams):
-        _, rows = np.unique(images.labels, return_index=True)
-        ids = [images.class_names[k] for k in images.labels[rows].tolist()]
-    c = initial_embeddings(sample.model, [ImageStream(params, i) for i in ids], params).cpu()
-    none, labels = torch.zeros(1, len(rows)), torch.from_numpy(images.labels[rows])
-    bank = EmbeddingBank(c, labels, ids, torch.tensor([1]), none, torch.tensor([0]), none.clone())
-    folder.mkdir(parents=True, exist_ok=True)
-    save_bank(bank, folder / "part-00000.safetensors")
-    save_statistics(bank_statistics([bank], len(images.class_names)), folder)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from dinv.execution.device import resolve_device
+from dinv.execution.expected import Forecast
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import Codec, Part, PartStore, Plan, assemblies, collect
 
@@ -42,9 +43,11 @@ def run_parts(
         todo = assemblies(plan, store, missing, parts)
         pieces = [a.piece for a in todo if a.piece is not None and not store.has(a.piece)]
         with _bar(plan, parts, missing, pieces) as bar:
+            forecast = _forecast(plan, pieces)
 
             def advance(n: int) -> None:
                 bar.update(n)
+                forecast.advance(n)
 
             tasks = [_Lazy(plan, piece, bar.set_description) for piece in pieces]
             for i, content in compute(make_worker, tasks, execution, advance):
@@ -70,6 +73,11 @@ class _Lazy:
 
 def _writer(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
+
+
+def _forecast(plan: Plan, pieces: Sequence[Part]) -> Forecast:
+    left = 0 if plan.quiet else sum(len(p.rows) for p in pieces) * plan.units_per_image
+    return Forecast(left, lambda text: tqdm.write(f"{plan.name}: {text}"))
 
 
 def _bar(plan: Plan, parts: Sequence[Part], missing: Sequence[Part], pieces: Sequence[Part]) -> Any:

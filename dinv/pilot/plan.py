@@ -16,9 +16,10 @@ from dinv.classify.probe import ProbeParams
 from dinv.classify.training import TrainingParams
 from dinv.errors import UserError
 from dinv.estimate.classifiers import MOST_TIMED, features_cost, fit_seconds, train_cost
+from dinv.estimate.image_sets import generate_cost
 from dinv.estimate.measure import Range
 from dinv.estimate.sample import Sample
-from dinv.estimate.stages import generate_cost, invert_cost
+from dinv.estimate.stages import invert_cost
 from dinv.params import LEARNED, Params
 from dinv.pilot.design import FEWEST_TO_HALVE, Design
 from dinv.pilot.settings import Competition
@@ -202,6 +203,14 @@ def _plan(
         full,
     )
     return replace(plan, minutes=round(_seconds(plan, found, units) / 60, 2))
+
+
+def whole_plan(params: Params, found: Competition, k: int, num_classes: int) -> Plan:
+    """Nothing smaller than in params.yaml, with k labelled images of each class in one block."""
+    none = dict.fromkeys(found.learners, 0.0)
+    return _plan(
+        params, found, Units(0.0, 0.0, 0.0, none, none, Range(0.0, 0.0, 0.0)), (1, k, num_classes), 1.0
+    )
 
 
 def params_images(params: Params, size: int, num_blocks: int) -> int:
