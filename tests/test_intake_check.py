@@ -1,6 +1,7 @@
 """dinv check: a folder with everything wrong at once, and known answers of its parts."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from dinv.intake.autoencoder import autoencoder_findings, loss_of
 from dinv.intake.duplicates import near_pairs
 from dinv.intake.labels import folds, joint, likely_wrong, out_of_fold, self_confidence
 from dinv.intake.pictures import robust_scores
-from dinv.intake.survey import contrast, sharpness
+from dinv.intake.survey import contrast, evenness, sharpness
 from dinv.preset import write_settings
 
 COLOUR = {
@@ -88,6 +89,7 @@ def spoil(mine):
     picture("very dark", 508).save(train / "light/wrong.png")
     Image.open(train / "dark/09.png").filter(ImageFilter.GaussianBlur(4)).save(train / "dark/09.png")
     Image.new("RGB", (32, 32), (60, 50, 40)).save(train / "dark/10.png")
+    Image.new("RGB", (32, 32), (200, 30, 90)).save(train / "dark/lossy.webp", quality=30)
     picture("light", 600, side=7).save(train / "light/11.png")
     Image.open(train / "light/12.png").convert("L").convert("RGB").save(train / "light/12.png")
     save(mine, "train", {"rare": 2}, 2000)
@@ -100,7 +102,7 @@ def spoil(mine):
         "near_duplicate": {"train/light/larger.png"},
         "label": {"train/dark/wrong.png", "train/light/wrong.png"},
         "blurred": {"train/dark/09.png"},
-        "single_colour": {"train/dark/10.png"},
+        "single_colour": {"train/dark/10.png", "train/dark/lossy.webp"},
         "small": {"train/light/11.png"},
         "grey": {"train/light/12.png"},
         "few_images": {"rare"},
@@ -141,7 +143,7 @@ def test_everything_wrong_is_found_and_nothing_else(folder, capsys):
             assert "mine/train/dark/03.png: broken image" in row["note"]
     sheet = Image.open("data/check/contact_sheet.png")
     assert sheet.width == 986 and sheet.height > 1500
-    assert json.loads(Path("data/check/summary.json").read_text())["images"] == 59
+    assert json.loads(Path("data/check/summary.json").read_text())["images"] == 60
     before = Path("data/check/findings.csv").read_text()
     check(capsys, *arguments)
     assert Path("data/check/findings.csv").read_text() == before
@@ -169,7 +171,7 @@ def test_without_networks_no_model_is_needed(folder, capsys):
     [
         (["--near-bits", "-1"], {"near_duplicate", "near_duplicate_across_splits"}),
         (["--blur", "1000"], {"blurred"}),
-        (["--contrast", "0"], {"single_colour"}),
+        (["--contrast", "0", "--even", "2"], {"single_colour"}),
         (["--small", "0"], {"small"}),
         (["--grey", "0"], {"grey"}),
         (["--per-class", "2"], {"few_images"}),
@@ -279,6 +281,20 @@ def test_sharpness_and_contrast_known_answers():
     assert sharpness(noise.astype(np.uint8)) == pytest.approx([20], rel=0.03)
     assert sharpness((checks // 4).astype(np.uint8)) == pytest.approx([64]), "contrast does not count"
     assert contrast(checks.astype(np.uint8)) == [50] and contrast(flat_.astype(np.uint8)) == [0]
+
+
+def test_evenness_tells_lossy_compression_of_a_colour_from_noise():
+    stripes = np.zeros((4, 5, 3), np.uint8)
+    stripes[:, 2:] = 9  # 3 of 4 neighbours side by side are equal, all that are one above the other
+    assert evenness(Image.fromarray(stripes)) == evenness(Image.fromarray(stripes).transpose(2)) == 0.75
+    assert evenness(Image.new("L", (1, 1))) == evenness(Image.new("RGB", (3, 2), (1, 2, 3))) == 1
+    noise = np.random.default_rng(0).normal(100, 0.6, (32, 32, 1)).round()  # as a tile of sea has it
+    assert evenness(Image.fromarray(noise.repeat(3, 2).astype(np.uint8))) < 0.55
+    lossy = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 90)).save(lossy, "WEBP", quality=30)
+    picture = Image.open(lossy)
+    assert contrast(np.asarray(picture)[None])[0] > 1, "contrast alone does not find it"
+    assert evenness(picture) > 0.6
 
 
 def test_loss_of_the_autoencoder_known_answer():

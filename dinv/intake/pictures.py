@@ -30,8 +30,9 @@ def picture_findings(survey: Survey, limits: Thresholds, resolution: int, in_col
 
 
 def single_colour(survey: Survey, limits: Thresholds) -> list[int]:
-    """Rows without contrast."""
-    return [int(row) for row in survey.readable if survey.contrast[row] < limits.contrast]
+    """Rows without contrast, and even ones with little of it: one colour after lossy compression."""
+    flat = (survey.contrast < limits.contrast) | (survey.evenness >= limits.even)
+    return [int(row) for row in survey.readable if flat[row]]
 
 
 def _blurred(survey: Survey, limits: Thresholds, rows: NDArray[np.int64]) -> list[Finding]:

@@ -25,7 +25,10 @@ from dinv.preset import PRESETS, merged
 BASE = "fashion"  # the preset that names every setting in which models differ
 MAX_SIDE = 256  # pixels, of images for Stable Diffusion; the paper's too
 SMALL_SIDE = 32
-KNOWN_DB = 27.0  # between 23 dB, the best of a foreign domain, and 31 dB, the worst of a model's own
+KNOWN_DB = (
+    27.0  # between 23 dB, the best of a foreign domain, and 32 dB, the worst of a model's own, as measured
+)
+# by benchmarks/intake_limits.py: metrics/benchmarks/autoencoders.md
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from dinv.images.resize import to_squares
 from dinv.intake.look import is_grey
 from dinv.sources.task import Split, Task
 
+LOW_CONTRAST = 4.0  # levels of 255: a picture with more is not of a single colour, however even it is
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -32,6 +34,7 @@ class Survey:
         digests: of the original's pixels.
         prints: uint8 [N, 32], see dinv.images.fingerprint.
         contrast: largest standard deviation of a channel, in levels of 255, float64 [N].
+        evenness: see there, of originals whose contrast is below LOW_CONTRAST; 0 of others, float64 [N].
         sharpness: variance of the Laplacian over that of the pixels, float64 [N].
         broken: row -> why it cannot be read.
         read: row -> the original.
@@ -47,6 +50,7 @@ class Survey:
     digests: list[str]
     prints: Fingerprints
     contrast: NDArray[np.float64]
+    evenness: NDArray[np.float64]
     sharpness: NDArray[np.float64]
     broken: dict[int, str]
     read: Callable[[int], Image.Image]
@@ -93,6 +97,7 @@ def survey(task: Task, side: int) -> Survey:
         digests=facts.digests,
         prints=np.concatenate(facts.prints),
         contrast=np.concatenate(facts.contrast),
+        evenness=np.asarray(facts.evenness, np.float64),
         sharpness=np.concatenate(facts.sharpness),
         broken=facts.broken,
         read=read,
@@ -113,6 +118,7 @@ class _Facts:
     digests: list[str] = field(default_factory=list)
     prints: list[Fingerprints] = field(default_factory=list)
     contrast: list[NDArray[np.float64]] = field(default_factory=list)
+    evenness: list[float] = field(default_factory=list)
     sharpness: list[NDArray[np.float64]] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
 
@@ -132,6 +138,8 @@ class _Facts:
                     picture = self._read(row, read)
                     if picture is not None:
                         piece[place] = square(picture)
+                    low = picture is not None and contrast(piece[place][None])[0] < LOW_CONTRAST
+                    self.evenness.append(evenness(picture) if picture is not None and low else 0.0)
                 self.prints.append(fingerprints(piece))
                 self.contrast.append(contrast(piece))
                 self.sharpness.append(sharpness(piece))
@@ -164,6 +172,17 @@ def contrast(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Standard deviation of pixels [B, H, W, C], of the channel where it is largest; in levels of 255."""
     deviations: NDArray[np.float64] = images.std((1, 2), dtype=np.float64)
     return deviations.max(1)
+
+
+def evenness(picture: Image.Image) -> float:
+    """Share of adjacent pixels that are equal in all channels: of those side by side, or one above the other,
+    whichever is smaller; 1 for a picture of one pixel.
+
+    Lossy compression of a single colour leaves ramps and large equal areas; a sensor's noise leaves neither.
+    """
+    pixels = np.asarray(picture.convert("RGB"))
+    pairs = ((pixels[:, 1:], pixels[:, :-1]), (pixels[1:], pixels[:-1]))
+    return min(float((a == b).all(2).mean()) if a.size else 1.0 for a, b in pairs)
 
 
 def sharpness(images: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -17,6 +17,9 @@ class Thresholds:
         4.5, "blurred: log sharpness so many robust standard deviations below the median of the class"
     )
     contrast: float = _limit(0.5, "single colour: every channel deviates by less, in levels of 255")
+    even: float = _limit(
+        0.6, "single colour too: contrast below 4 levels, and this share of adjacent pixels is equal"
+    )
     small: float = _limit(0.5, "small: shorter side of the original below this times data.resolution")
     grey: float = _limit(0.5, "grey: no finding where at least this share of a task in colour is grey")
     per_class: int = _limit(10, "few images: fewer training images of a class")
