@@ -24,7 +24,7 @@ in the folder that holds params.yaml.
   dinv tune default                                  the best settings of each arm, found with equal effort
   dinv report                                        the run in this folder -> one page, report.html
   dinv pilot --minutes 15                            will generated images help on this task?
-  dinv calibrate --truth 2.8 --pilots 20             how often pilots are right where the answer is known
+  dinv calibrate --pilots 20 --runs 10               how often pilots are right where the answer is known
   dinv estimate --price-per-hour 2.5                 what the run will cost in time, disk, memory and money
 """
 EXPORT = """\
@@ -86,7 +86,8 @@ is one file that needs no server and no network. With --against also about anoth
 """
 ESTIMATE = """\
 Time a little of every stage of the run that params.yaml describes, on this machine, and count up: time, disk,
-memory and, with a price, costs, each as a range. Nothing is written.
+memory and, with a price, costs, each as a range. Only .scratch/estimate.json is written: stages that start
+with these settings on this machine say the same numbers.
 
   dinv estimate
   dinv estimate --price-per-hour 2.5 --json
@@ -102,11 +103,13 @@ metrics/pilot/. After an interruption the same command goes on where it was.
 """
 CALIBRATE = """\
 Run pilots on other choices of labelled images of the same task, data.seed counting up, and count how often
-the interval covers an answer that is known: points that generated images add to the best alternative, as full
-runs say with as many labelled images of each class. Writes metrics/pilot/NAME-calibration.csv.
-After an interruption the same command goes on where it was.
+the interval covers the answer: points that generated images add to the best alternative, as full runs say
+with as many labelled images of each class. These runs have the settings of params.yaml, other labelled images
+again, and are scored on the test split; or --truth says what they found. Writes NAME-calibration.csv and
+NAME-runs.csv into metrics/pilot/. After an interruption the same command goes on where it was.
 
-  dinv calibrate --truth 2.8 --pilots 20 --minutes 15
+  dinv calibrate --pilots 20 --runs 10 --minutes 15
+  dinv calibrate --pilots 20 --truth 2.8
 """
 
 
@@ -157,11 +160,14 @@ def _parser() -> argparse.ArgumentParser:
     pilot.add_argument("--name", default="pilot", help="of the files that are written")
     pilot.add_argument("--minutes", type=float, default=15, help="to be kept to, as far as possible")
     pilot.add_argument("--price-per-hour", type=float, help="of this machine, in any currency")
+    pilot.add_argument("--learners", nargs="+", default=[], metavar="NAME", help="only these compete")
     pilot.add_argument("--json", action="store_true", help="print all numbers, for programs")
     pilot.set_defaults(run=_pilot)
     calibrate = add("calibrate", "how often pilots are right where the answer is known", CALIBRATE)
-    calibrate.add_argument("--truth", type=float, required=True, help="points, as full runs say")
+    calibrate.add_argument("--truth", type=float, help="points, as full runs said; without: they are run")
+    calibrate.add_argument("--runs", type=int, default=10, help="how many full runs")
     calibrate.add_argument("--pilots", type=int, default=20, help="how many")
+    calibrate.add_argument("--learners", nargs="+", default=[], metavar="NAME", help="only these compete")
     calibrate.add_argument("--minutes", type=float, default=15, help="of each pilot")
     calibrate.add_argument("--name", default="pilot", help="of the file that is written")
     calibrate.set_defaults(run=_calibrate)
@@ -228,13 +234,13 @@ def _estimate(args: argparse.Namespace) -> None:
 def _pilot(args: argparse.Namespace) -> None:
     from dinv.pilot.run import run_pilot  # noqa: PLC0415
 
-    run_pilot(args.name, args.minutes, args.price_per_hour, not args.json)
+    run_pilot(args.name, args.minutes, args.price_per_hour, not args.json, args.learners)
 
 
 def _calibrate(args: argparse.Namespace) -> None:
     from dinv.pilot.calibrate import run_calibration  # noqa: PLC0415
 
-    run_calibration(args.name, args.pilots, args.truth, args.minutes)
+    run_calibration(args.name, args.pilots, args.truth, args.runs, args.minutes, args.learners)
 
 
 if __name__ == "__main__":

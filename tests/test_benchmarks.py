@@ -33,7 +33,18 @@ def benchmark(created, monkeypatch, capsys):
 
 
 def test_every_benchmark_is_run_here():
-    assert NAMES == ["common", "generate", "invert", "memory", "on_demand", "storage", "train"]
+    names = [
+        "common",
+        "generate",
+        "intake_limits",
+        "invert",
+        "memory",
+        "on_demand",
+        "storage",
+        "train",
+        "verdict",
+    ]
+    assert names == NAMES
 
 
 @pytest.mark.parametrize(
@@ -68,6 +79,24 @@ def test_images_on_demand_are_compared_with_stored_ones(benchmark):
         r"time per image, made before: reference \S+ ms, ours \S+ ms, ratio \S+ \(.*n = 1\)", out
     )
     assert re.search(r"time per image, first pass: \S+ ms, \d+ times as long", out)
+
+
+def test_limits_of_init_and_check_are_measured_on_bundled_images(benchmark, monkeypatch, tmp_path):
+    monkeypatch.chdir(tiny.ROOT)
+    out = benchmark("intake_limits", "--output", str(tmp_path))
+    assert "| satellite-ldm |" in out and "| one colour, WEBP 10 | 3 |" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"autoencoders.md", "single_colours.md"}
+
+
+@pytest.mark.slow
+def test_three_commands_lead_from_a_folder_to_a_verdict(benchmark, tmp_path):
+    if not (tiny.ROOT / ".git").exists():
+        pytest.skip("there is no repository to clone")
+    out = benchmark("verdict", "--output", str(tmp_path / "verdict.md"))
+    assert "; 20 images, " in out and "against your best alternative" in out
+    rows = (tmp_path / "verdict.md").read_text().splitlines()[2:]
+    found = [row.split("|")[1].strip() for row in rows if row]
+    assert found == ["dinv init my_images", "dinv check --quick", "dinv pilot --minutes 0.01", "in all"]
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ finally:
         "dinv tune default",
         "dinv report",
         "dinv pilot --minutes",
-        "dinv calibrate --truth",
+        "dinv calibrate --pilots",
         "dinv estimate --price-per-hour",
     ):
         assert example in done.stdout

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -36,6 +37,7 @@ from dinv.pilot.statistics import (
     interval,
     levels,
 )
+from dinv.pilot.truth import truth_of
 from dinv.pilot.work import Work, made_without, training_set
 from dinv.strategies.base import StrategyParams
 
@@ -405,30 +407,72 @@ def test_what_is_scored_is_never_learned_from_nor_what_was_generated_from_it(mon
     assert len(recorder.shown) == count, "answers are kept"
 
 
-def test_calibration_counts_how_often_the_truth_is_covered(folder, monkeypatch, tmp_path, capsys):
+def test_calibration_counts_how_often_the_truth_is_covered(folder, monkeypatch):
     ends = iter([(-1, 5), (3, 5), (1, 1.5), (-9, 9)])
-    seeds = []
+    seen = []
 
-    def fake(name, params, minutes):
-        seeds.append(params.data.seed)
+    def fake(params, plan):
+        seen.append((params.data.seed, plan))
         low, high = next(ends)
-        return Found(name, [replace(LEVEL, difference=Interval((low + high) / 2, low, high))], PLAN, None)
+        return Found("x", [replace(LEVEL, difference=Interval((low + high) / 2, low, high))], PLAN, None)
 
     monkeypatch.chdir(folder)
-    rows = calibrate.calibration("x", load_params(), 4, 2.0, 15, fake)
-    assert seeds == [0, 1, 2, 3] == rows["seed"].tolist() and rows["covered"].tolist() == [
-        True,
-        False,
-        False,
-        True,
-    ]
+    asked = []
+    found = list(calibrate.calibration(load_params(), 4, lambda k: asked.append(k) or 2.0, fake))
+    assert [len(rows) for rows in found] == [1, 2, 3, 4], "what is finished is there to be written"
+    assert seen == [(0, None), (1, PLAN), (2, PLAN), (3, PLAN)], "all keep to the plan of the first"
+    rows = found[-1]
+    assert asked == [LEVEL.k] and rows["covered"].tolist() == [True, False, False, True]
     assert rows["verdict"].tolist() == ["cannot tell", "yes", "yes", "cannot tell"]
-    text = calibrate.sentence(rows, 2.0, Path("a.csv"))
+    text = calibrate.sentence(rows, Path("a.csv"))
     assert text.startswith(
         "2 of 4 intervals cover +2.0 points; they are 6.6 points wide on average; verdicts: "
     )
-    with pytest.raises(UserError, match=r"--pilots 0: must be at least 1"):
-        calibrate.run_calibration("x", 0, 2.0, 15)
+    for numbers, line in (((0, 1), "--pilots 0"), ((1, 0), "--runs 0")):
+        with pytest.raises(UserError, match=f"{line}: must be at least 1"):
+            calibrate.run_calibration("x", numbers[0], 2.0, numbers[1], 15, [])
+
+
+def test_the_truth_is_the_difference_between_the_best_of_both_sides():
+    """Means without 50 and 53, with 52 and 51: 52 - 53, by runs 1, -1 and -3."""
+    runs = pd.DataFrame(
+        {
+            "seed": [7, 8, 9],
+            "k": 4,
+            "without a": [50.0, 50, 50],
+            "without b": [52.0, 53, 54],
+            "with a": [53.0, 52, 51],
+            "with b": [51.0, 51, 51],
+        }
+    )
+    truth = truth_of(runs)
+    assert truth.best == {"without": "b", "with": "a"} and truth.n == 3
+    assert truth.mean == pytest.approx(-1) and truth.stderr == pytest.approx(2 / 3**0.5)
+    assert np.isnan(truth_of(runs[:1]).stderr)
+
+
+def test_a_calibration_measures_the_answer_by_full_runs(folder, monkeypatch, capsys):
+    """Of other labelled images, scored on all test images; what is finished is not computed again."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DINV_SCRATCH", str(folder / "calibration"))
+    calibrate.run_calibration("tiny", 1, None, 2, 1000, ["probe-unet"])
+    out = capsys.readouterr().out
+    assert (
+        "of 1 intervals cover" in out
+        and "each of probe-unet" in out
+        and "left out: cnn: not asked for" in out
+    )
+    runs = pd.read_csv("metrics/pilot/tiny-runs.csv")
+    assert list(runs.columns) == ["seed", "k", "without probe-unet", "with probe-unet"]
+    assert runs["seed"].tolist() == [1000, 1001] and runs["k"].tolist() == [4, 4]
+    rows = pd.read_csv("metrics/pilot/tiny-calibration.csv")
+    mean = (runs["with probe-unet"] - runs["without probe-unet"]).mean()
+    assert rows["truth"].tolist() == pytest.approx([mean], abs=1e-4)
+    monkeypatch.setattr(Work, "answers", None)
+    calibrate.run_calibration("tiny", 1, None, 2, 1000, ["probe-unet"])
+    assert pd.read_csv("metrics/pilot/tiny-runs.csv").equals(runs)
+    with pytest.raises(UserError, match=r"--learners vit: does not compete here; there are cnn, "):
+        calibrate.run_calibration("tiny", 1, None, 2, 1000, ["vit"])
 
 
 def test_a_wrong_time_is_refused(folder, monkeypatch):

@@ -8,6 +8,7 @@ numbers.
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,19 @@ from dinv.pilot.statistics import Level, levels
 from dinv.pilot.work import SIDES, Work
 from dinv.sources.task import Split, load_task
 
-OUTPUT = Path("metrics/pilot")
+OUTPUT, PLAN = Path("metrics/pilot"), "plan.json"
 
 
-def run_pilot(name: str, minutes: float, price_per_hour: float | None, as_text: bool) -> None:
+def run_pilot(
+    name: str, minutes: float, price_per_hour: float | None, as_text: bool, learners: Sequence[str] = ()
+) -> None:
     """Plan, work and report; raises UserError."""
     from dinv.pilot.figure import figure  # noqa: PLC0415 - so that a missing package is noticed at the start
 
     if not minutes > 0:
         raise UserError(f"--minutes {minutes}: must be above 0")
     started, params = time.monotonic(), load_params()
-    found = pilot(name, params, minutes, price_per_hour)
+    found = pilot(name, params, minutes, learners, price_per_hour=price_per_hour)
     write_json(OUTPUT / f"{name}.json", found_json(found))
     text = f"{found.sentence()}\n\n{table(found)}"
     write_text(OUTPUT / f"{name}.md", table(found))
@@ -54,14 +57,32 @@ def run_pilot(name: str, minutes: float, price_per_hour: float | None, as_text: 
     print(f"\n{text}\n{found.next()}\n{(time.monotonic() - started) / 60:.1f} minutes in all")
 
 
-def pilot(name: str, params: Params, minutes: float, price_per_hour: float | None = None) -> Found:
-    """All that is measured. Of the task only the training split is read."""
+def pilot(
+    name: str,
+    params: Params,
+    minutes: float,
+    learners: Sequence[str] = (),
+    plan: Plan | None = None,
+    price_per_hour: float | None = None,
+) -> Found:
+    """All that is measured. Of the task only the training split is read.
+
+    Args:
+        name: of the files that are written.
+        params: all of params.yaml.
+        minutes: to be kept to.
+        learners: the only ones that compete; none: all.
+        plan: another pilot's, to be kept to; None: what is timed now decides.
+        price_per_hour: of this machine.
+    """
     train = load_task(params.data).train
     labels, ids, names = train.raw.labels, train.raw.ids, train.class_names
     _, num_blocks = choose_rows(labels, ids, names, None, params.data.seed)
-    everything = competition(params)
+    everything = competition(params).named(learners)
     folder = scratch_root() / "pilot" / _digest(params, everything, ids, minutes)
     with exclusive(folder / ".lock", "another run does the same pilot; waiting for it"):
+        if plan is not None and not (folder / PLAN).is_file():
+            write_json(folder / PLAN, as_json(plan))
         plan = planned(folder, params, everything, train, num_blocks, minutes)
         print(f"Plan:\n{plan.text()}", flush=True)
         if plan.minutes > minutes:
@@ -92,7 +113,7 @@ def planned(
     folder: Path, params: Params, found: Competition, train: Split, num_blocks: int, minutes: float
 ) -> Plan:
     """The plan that an interrupted run has made, or a new one from what is measured now."""
-    path = folder / "plan.json"
+    path = folder / PLAN
     if not path.is_file():
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="dinv-pilot-") as name, scratch_in(Path(name)):

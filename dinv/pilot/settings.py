@@ -1,6 +1,6 @@
 """What competes: the same learners on both sides, with real images only and with generated ones besides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dinv.classify.arms import Arm
@@ -37,6 +37,16 @@ class Competition:
         kept = {name: params for name, params in self.learners.items() if keep(params)}
         gone = {name: reason for name in self.learners if name not in kept}
         return Competition(kept, self.generate, {**self.left_out, **gone})
+
+    def named(self, names: Sequence[str]) -> "Competition":
+        """Only these learners; all of them, if none is named. Raises UserError for a name that is none."""
+        unknown = [name for name in names if name not in self.learners]
+        if unknown:
+            raise UserError(
+                f"--learners {unknown[0]}: does not compete here; there are {', '.join(self.learners)}"
+            )
+        wanted = [self.learners[name] for name in names or self.learners]
+        return self.only(lambda params: params in wanted, "not asked for")
 
 
 def competition(params: Params) -> Competition:

@@ -154,8 +154,10 @@ class Work:
         advance()
         return np.asarray(json.loads(path.read_text())) == self.small.labels
 
-    def answers(self, side: str, name: str, params: LearnerParams, subset: Subset) -> NDArray[np.int64]:
-        """The class that a classifier sees in each image, int64 [N]."""
+    def answers(
+        self, side: str, name: str, params: LearnerParams, subset: Subset, asked: ImageSet | None = None
+    ) -> NDArray[np.int64]:
+        """The class that a classifier sees in each image asked about, int64 [N]; None: the labelled ones."""
         rows = self.design.rows(subset).tolist()
         generated = self.generated(subset) if side == "with" else []
         sets = [self.small.take(rows)]
@@ -166,11 +168,12 @@ class Work:
             x = [self._real_features[name][rows]]
             if data.mixes:
                 x.append(torch.cat([self._made_features[name][block][own] for block, own in generated]))
-            return probe_answers(x, data, params, self._real_features[name])
+            known = self._real_features[name] if asked is None else self._extract(params, asked)
+            return probe_answers(x, data, params, known)
         seed = derive_seed(self.design.seed, "pilot classifier", subset.name) % 2**32
         fitted = LEARNERS[params.learner].fit(data, params, seed, self.device, lambda n: None)
         stored = StoredClassifier(params.learner, fitted, seed, 0)
-        return stored.predict_proba(self.small.tensor(), self.device).argmax(1)
+        return stored.predict_proba((asked or self.small).tensor(), self.device).argmax(1)
 
     @cached_property
     def _real_features(self) -> dict[str, torch.Tensor]:
