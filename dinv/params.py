@@ -146,6 +146,11 @@ def _require_blocks_that_fit(params: Params) -> None:
         _require_known(f"arms.{name}.learner", arm.learner, params.train)
         if arm.real and arm.only_real:
             raise UserError(f"arms.{name}.real = True: images are the real ones already; set it to false")
+        if params.train[arm.learner].needs_real_labels and not (arm.real or arm.only_real):
+            raise UserError(
+                f"arms.{name}.real = False: train.{arm.learner} takes generated images without labels; set "
+                "it to true, or unlabelled_weight to 0"
+            )
     for name, block in params.generate.items():
         if block.input.startswith(LEARNED):
             known = {f"{LEARNED}{learned}": None for learned in params.invert}

@@ -41,6 +41,8 @@ class AmstParams(TrainingParams):
     def _labels_are_its_own(self) -> "AmstParams":
         if self.soft_labels != "none":
             raise ValueError("amst labels generated images itself; set soft_labels to none")
+        if self.unlabelled_weight > 0:
+            raise ValueError("amst labels generated images itself; set unlabelled_weight to 0")
         return self
 
 

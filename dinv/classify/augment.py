@@ -50,6 +50,16 @@ def augment(
 
     With `partners`, see Batch, the images that are there as partners only are gone afterwards.
     """
+    images = weak_views(images, params, g)
+    for transform in transforms(params):
+        images = torch.stack([transform(image) for image in images])
+    if params.mixup_alpha + params.cutmix_alpha > 0:
+        return mix(images, targets, params.mixup_alpha, params.cutmix_alpha, partners)
+    return images, targets
+
+
+def weak_views(images: torch.Tensor, params: AugmentParams, g: torch.Generator) -> torch.Tensor:
+    """Shifted, mirrored and turned, as far as these are on; [B, C, H, W]."""
     if params.random_crop:
         images = random_crop(images, g)
     if params.horizontal_flip:
@@ -58,11 +68,7 @@ def augment(
         images = random_flip(images, g, dim=2)
     if params.quarter_turns:
         images = random_quarter_turns(images, g)
-    for transform in transforms(params):
-        images = torch.stack([transform(image) for image in images])
-    if params.mixup_alpha + params.cutmix_alpha > 0:
-        return mix(images, targets, params.mixup_alpha, params.cutmix_alpha, partners)
-    return images, targets
+    return images
 
 
 def transforms(params: AugmentParams) -> list[torch.nn.Module]:

@@ -66,6 +66,11 @@ class LearnerParams(Section):
         return self.min_confidence > 0 or quantiles != (0, 1) or self.soft_labels == "teacher"
 
     @property
+    def needs_real_labels(self) -> bool:
+        """Whether an arm without real images cannot be learned from as the parameters say."""
+        return False
+
+    @property
     def generators(self) -> tuple[str, ...]:
         """Paths of the diffusion models whose features are learned from, here by the teacher."""
         features = None if self.teacher is None else self.teacher.features

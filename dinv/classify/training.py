@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from dinv.classify.architectures import Classifier
-from dinv.classify.augment import AugmentParams, augment
+from dinv.classify.augment import augment
 from dinv.classify.base import NOT_OF_TRAINING, Advance, LabelledImages, MixedParams
 from dinv.classify.batches import make_batches
+from dinv.classify.consistency import (
+    ConsistencyParams,
+    UnlabelledViews,
+    consistency_loss,
+    unlabelled_views,
+)
 from dinv.execution.device import computes_bfloat16
 from dinv.section import Beta, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -23,10 +29,16 @@ ONLY_MIXED = {
     "mixing",
     "mix_partners",
     "synthetic_loss_weight",
+    "unlabelled_weight",
+    "unlabelled_ratio",
+    "unlabelled_threshold",
+    "strong_ops",
+    "strong_magnitude",
+    "strong_erasing",
 }
 
 
-class TrainingParams(MixedParams, AugmentParams):
+class TrainingParams(MixedParams, ConsistencyParams):
     """How a network is trained."""
 
     dtype: Literal["float32", "bfloat16"]
@@ -45,12 +57,22 @@ class TrainingParams(MixedParams, AugmentParams):
     def _one_share_is_chosen(self) -> "TrainingParams":
         if self.choose_real != "none" and self.real_fraction_schedule != "constant":
             raise ValueError("choose_real chooses one share; set real_fraction_schedule to constant")
+        if self.choose_real != "none" and self.unlabelled_weight > 0:
+            raise ValueError(
+                "choose_real leaves generated images out; set it to none, or unlabelled_weight to 0"
+            )
         return self
 
     @property
     def only_real(self) -> bool:
         """Whether an arm that mixes learns from real images only after all."""
-        return self.real_fraction == 1 and self.real_fraction_schedule == "constant"
+        all_labels_are_real = self.real_fraction == 1 and self.real_fraction_schedule == "constant"
+        return all_labels_are_real and self.unlabelled_weight == 0
+
+    @property
+    def needs_real_labels(self) -> bool:
+        """Whether it learns from generated images in a way that has no meaning without real ones."""
+        return self.unlabelled_weight > 0
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "TrainingParams":
@@ -106,6 +128,7 @@ def train_network(
     """
     classifier.train()
     dtype = computed_dtype(params, device)
+    unlabelled = unlabelled_views(sources, params, params.batch_size, g.initial_seed())
     losses = []
     for step, batch in zip(range(params.num_steps), make_batches(sources, params, g), strict=False):
         before_step(step)
@@ -114,14 +137,35 @@ def train_network(
         targets = smoothed(batch.targets.to(device), params.label_smoothing)
         images, targets = augment(batch.images.to(device), targets, params, g, batch.partners)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = classifier(images).float()
+            logits, *views = forward(classifier, images, unlabelled)
         loss = weighted_cross_entropy(logits, targets)
+        if views:
+            strong, weak = views
+            of_unlabelled = consistency_loss(strong, weak, params.unlabelled_threshold)
+            loss = loss + params.unlabelled_weight * of_unlabelled
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
         advance(params.batch_size)
     return curve_of(torch.stack(losses).cpu())
+
+
+def forward(
+    classifier: Classifier, images: torch.Tensor, unlabelled: UnlabelledViews | None
+) -> list[torch.Tensor]:
+    """Logits of a batch, float32; with unlabelled images, those of the next strong and weak views, too.
+
+    One pass of the batch together with the strong views, then one of the weak views without gradient: in the
+    other order autocast would keep weights that know no gradient.
+    """
+    if unlabelled is None:
+        return [classifier(images).float()]
+    weak, strong = unlabelled.take(images.device)
+    logits = classifier(torch.cat([images.float(), strong.float()])).float()
+    with torch.no_grad():
+        of_weak = classifier(weak).float()
+    return [logits[: len(images)], logits[len(images) :], of_weak]
 
 
 def curve_of(losses: torch.Tensor) -> list[tuple[int, float]]:
