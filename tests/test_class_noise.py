@@ -3,17 +3,34 @@
 import numpy as np
 import pytest
 import tiny
+import tiny_methods as methods
 import torch
+from diffusers import DDIMScheduler
+from pydantic import ValidationError
 from sklearn.covariance import LedoitWolf
 from test_config import RAW, changed
-from test_generation import IDS, InMemory, bank_of, make_bank, make_strategy, pairs_only, plan, render, row
+from test_generation import (
+    IDS,
+    LABELS,
+    InMemory,
+    bank_of,
+    make_bank,
+    make_strategy,
+    pairs_only,
+    plan,
+    render,
+    row,
+)
 
 from dinv.errors import UserError
-from dinv.inversion.bank import bank_statistics
+from dinv.inversion.bank import bank_statistics, save_statistics
 from dinv.params import parse_params
 from dinv.rng import generator
+from dinv.strategies.base import Material
 from dinv.strategies.class_noise import nearest_others, shrunk
-from dinv.strategies.diffusion_inversion import Perturbation, keys, perturb
+from dinv.strategies.diffusion_inversion import DiffusionInversion, Perturbation, keys, perturb
+from dinv.strategies.from_noise import start_latents
+from dinv.strategies.other_class_guidance import OtherClassGuidance
 
 
 def centred(n, d, seed=0):
@@ -137,3 +154,70 @@ def test_bad_values():
             parse_params(raw)
     raw = changed("generate.inversion.noise_covariance", "isotropic")
     assert parse_params(raw) == parse_params(RAW)
+
+
+# Away from another class, beside the unconditional condition.
+
+
+def beside(folder, model, **update):
+    """The strategy on embeddings in a folder."""
+    real = methods.save_real(folder / "real", labels=LABELS.tolist())
+    methods.save_embeddings(folder, make_bank().prompt_embeds, LABELS.tolist(), IDS)
+    save_statistics(bank_statistics([make_bank()], 3), folder)
+    raw = {**tiny.generate_params().model_dump(), "interpolation": 0.0, "strategy": "other_class_guidance"}
+    raw |= {"input": "x", "guidance_scale": 2.0, "num_inference_steps": 4, "scheduler": "ddim", **update}
+    params = OtherClassGuidance.Params.model_validate({"other_class_scale": 0.5, **raw})
+    return OtherClassGuidance(params, Material(real, folder, lambda: model))
+
+
+@pytest.fixture(scope="module")
+def model(grey_model_folder):
+    return tiny.load_tiny(grey_model_folder)
+
+
+def test_the_other_classs_term_is_one_more_in_the_equation_of_guidance(model, tmp_path):
+    """eps = eps_u + s (eps_c - eps_u) - o (eps_o - eps_u), in a DDIM loop of diffusers' own."""
+    strategy = beside(tmp_path, model)
+    draws = plan(strategy)[:3]
+    inputs = strategy.inputs(draws)
+    means = bank_statistics([make_bank()], 3).class_means
+    others = nearest_others(means, torch.ones(3, dtype=torch.bool))
+    assert torch.equal(inputs["other_prompt_embeds"], means[others[[d.label for d in draws]]])
+    scheduler = DDIMScheduler.from_config(model.schedule, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(4)
+    z = start_latents(inputs["noise_seed"], model.latent_shape)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            u, c, o = (
+                model.unet(z, t, encoder_hidden_states=inputs[name]).sample
+                for name in ("negative_prompt_embeds", "prompt_embeds", "other_prompt_embeds")
+            )
+            z = scheduler.step(u + 2 * (c - u) - 0.5 * (o - u), t, z).prev_sample
+    found = render(strategy, model, draws).int()
+    assert (found - model.decode(z).int()).abs().max() <= 1
+    assert (
+        found - render(beside(tmp_path, model, other_class_scale=2.0), model, draws).int()
+    ).abs().max() > 1
+
+
+def test_but_for_that_term_it_is_diffusion_inversion(model, tmp_path):
+    strategy = beside(tmp_path, model)
+    plain = DiffusionInversion(
+        tiny.generate_params(**strategy.params.model_dump(exclude={"strategy", "other_class_scale"})),
+        strategy.material,
+    )
+    draws = plan(strategy)
+    assert [{**d.facts, "other_class_scale": 0.5} for d in plan(plain)] == [d.facts for d in draws]
+    theirs = plain.inputs(plan(plain))
+    assert all(torch.equal(strategy.inputs(draws)[name], value) for name, value in theirs.items())
+    nearly = beside(tmp_path, model, other_class_scale=1e-6)
+    ours, theirs = render(nearly, model, draws[:4]).int(), render(plain, model, plan(plain)[:4]).int()
+    assert (ours - theirs).abs().max() <= 1
+
+
+@pytest.mark.parametrize("update", [{"guidance_scale": 1.0}, {"unconditional": "other_class"}])
+def test_both_terms_are_wanted(model, tmp_path, update):
+    with pytest.raises(
+        ValidationError, match="other_class_scale stands beside guidance away from the uncond"
+    ):
+        beside(tmp_path, model, **update)

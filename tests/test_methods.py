@@ -118,6 +118,9 @@ def pipeline_of(cls, model, scheduler):
 def test_every_strategy_is_tested():
     elsewhere = {
         "diffusion_inversion",
+        "domain",
+        "other_class_guidance",
+        "pool_sample",
         "reconstruction",
         "import_folder",
         "gan",

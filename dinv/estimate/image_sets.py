@@ -32,8 +32,8 @@ from dinv.strategies.worker import PART_SIZE, Form, RenderTask, RenderWorker
 
 def generate_cost(params: StrategyParams, sample: Sample) -> Cost:
     """One block of `generate`: its strategy on the sample, rendered by its own worker."""
-    if params.strategy == "retrieval":
-        return Cost(note="strategy retrieval searches a pool; what that costs depends on the pool")
+    if params.strategy in ("retrieval", "pool_sample"):
+        return Cost(note=f"strategy {params.strategy} reads a pool; what that costs depends on the pool")
     if isinstance(params, ImportFolderParams):
         return import_cost(params, sample)
     first = NOTHING

@@ -16,6 +16,8 @@ from dinv.images.image_set import ImageSet
 from dinv.images.resize import to_square
 from dinv.sources.image_folder import SUFFIXES, read_picture
 
+LABEL_COLUMNS = ("label", "class")
+
 
 class Pool:
     """Images that are read as they are asked for, as squares of one shape.
@@ -45,6 +47,14 @@ class Pool:
         images = np.stack([self._square(row) for row in rows])
         return ImageSet(images, np.zeros(len(rows), np.int64), [self.ids[row] for row in rows], [""])
 
+    def classes(self, rows: Sequence[int]) -> list[str]:
+        """Names of the rows' classes: a picture's outermost folder, or a file's column `label` or `class`.
+
+        Raises:
+            UserError: a file has no such column, or it holds numbers.
+        """
+        return [self._files.class_of(row) for row in rows]
+
     def _square(self, row: int) -> NDArray[np.uint8]:
         mode = "L" if self.shape[2] == 1 else "RGB"
         try:
@@ -61,6 +71,12 @@ class _PictureFiles:
 
     def read(self, row: int) -> Image.Image:
         return read_picture(self._paths[row])
+
+    def class_of(self, row: int) -> str:
+        folder, _, inside = self.ids[row].partition("/")
+        if not inside:
+            raise UserError(f"{self._paths[row]}: lies in no class's folder; move it, or set labels to none")
+        return folder
 
 
 class _ParquetPictures:
@@ -82,6 +98,7 @@ class _ParquetPictures:
                     own = file.read_row_group(group, ["id"])["id"].to_pylist() if "id" in names else range(n)
                     self.ids += [f"{path.stem}/{group}/{i}" for i in own]
         self._cached: tuple[int, list[Any]] = (-1, [])
+        self._classes: list[str] = []
 
     def read(self, row: int) -> Image.Image:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -93,6 +110,25 @@ class _ParquetPictures:
             stored = self._cached[1][row - self._starts[group]]
             content: bytes = stored["bytes"] if isinstance(stored, dict) else stored
         return read_picture(path / self.ids[row], content)
+
+    def class_of(self, row: int) -> str:
+        if not self._classes:
+            for path in dict.fromkeys(path for path, _ in self._groups):
+                self._classes += _classes(path)
+        return self._classes[row]
+
+
+def _classes(path: Path) -> list[str]:
+    """Of every row, as texts."""
+    with _damage_named(path), pq.ParquetFile(path) as file:
+        column = next((name for name in LABEL_COLUMNS if name in file.schema_arrow.names), None)
+        if column is None or not pa.types.is_string(file.schema_arrow.field(column).type):
+            raise UserError(
+                f"{path}: has no column {' or '.join(LABEL_COLUMNS)} with names of classes; write one, or "
+                "set labels to none"
+            )
+        found: list[str] = file.read([column])[column].to_pylist()
+        return found
 
 
 @contextmanager

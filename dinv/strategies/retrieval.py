@@ -136,19 +136,20 @@ class Retrieval:
         return [("retrieved", self)]
 
 
-def require_pool(folder: Path) -> None:
+def require_pool(folder: Path, user: str = "retrieval") -> None:
     """Raise UserError unless the folder is there and is none of the pipeline's own."""
     if not folder.is_dir():
-        raise UserError(f"retrieval: input = {folder.as_posix()!r}: no such folder; put the pool there")
+        raise UserError(f"{user}: input = {folder.as_posix()!r}: no such folder; put the pool there")
     for own in ("data/real", "data/learned", "data/generated"):
         if folder.resolve().is_relative_to(Path(own).resolve()):
             raise UserError(
-                f"retrieval: input = {folder.as_posix()!r}: the pipeline's own images; name a folder "
-                "of others"
+                f"{user}: input = {folder.as_posix()!r}: the pipeline's own images; name a folder of others"
             )
 
 
-def usable(pool: Pool, held_out: Fingerprints, training: ImageSetReader, max_bits: int) -> list[int]:
+def usable(
+    pool: Pool, held_out: Fingerprints, training: ImageSetReader, max_bits: int, user: str = "retrieval"
+) -> list[int]:
     """Rows of the pool that are no near-duplicate of a held-out or training image; says how many are.
 
     An image that is near to both counts as one of a held-out image.
@@ -165,7 +166,7 @@ def usable(pool: Pool, held_out: Fingerprints, training: ImageSetReader, max_bit
     num_training = len(pool) - num_held_out - len(allowed)
     for count, kind in ((num_held_out, "test or validation"), (num_training, "training")):
         tqdm.write(
-            f"retrieval: {count} of {len(pool)} pool images are near-duplicates of {kind} images and left out"
+            f"{user}: {count} of {len(pool)} pool images are near-duplicates of {kind} images and left out"
         )
     return allowed
 
