@@ -513,3 +513,15 @@ def test_what_a_preset_adds_is_marked_for_dvc(folder):
     assert settings == {"+measure.features.clip": added, "measure.num_draws": 3}
     assert changed(BASE, settings, Path("x"))["measure"]["features"]["clip"] == added
     assert pipeline._literal(added) == "{network: clip, path: m}"
+
+
+@pytest.mark.parametrize(
+    "text", ["a photo of a {class}", "potter's wheel, old", "a=b", "[50]", "models/x.yaml"]
+)
+def test_texts_reach_dvc_as_they_are(text):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    assert parser.parse_override(f"+a.b={pipeline._literal(text)}").value() == text
+    found = parser.parse_override(f"+a.b={pipeline._literal({'prompt': text, 'n': 1})}").value()
+    assert found == {"prompt": text, "n": 1}

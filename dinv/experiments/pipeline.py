@@ -1,10 +1,13 @@
 """The whole pipeline with other parameters, in a copy of the project, as an experiment of DVC."""
 
+import re
 import subprocess
 import sys
 
 from dinv.errors import UserError
 from dinv.experiments.spec import Settings
+
+_PLAIN = re.compile(r"[\w./+ -]*")  # what needs no quotes
 
 
 def run_pipeline(revision: str, settings: Settings) -> None:
@@ -36,4 +39,6 @@ def _literal(value: object) -> str:
         return "{" + ", ".join(f"{key}: {_literal(inner)}" for key, inner in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):  # such as a prompt with a place for {class}
+        return "'" + value.replace("'", r"\'") + "'"
     return str(value)
