@@ -103,6 +103,16 @@ def test_it_learns_from_generated_images_whose_labels_are_wrong(update, accuracy
     assert np.array_equal(right.predict_proba(test.images, CPU), found), "their own labels are not looked at"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_weights_learn_in_every_type(dtype, monkeypatch):
+    monkeypatch.setattr("dinv.classify.training.computes_bfloat16", lambda device: True)
+    few = {"num_steps": 2, "warmup_steps": 0, "weight_decay": 0.0, "dtype": dtype}
+    moved, still = (fit(easy_images(9), generated(), **few, lr=lr).fitted.tensors for lr in (0.1, 1e-12))
+    weights = [name for name in moved if name.endswith("weight")]
+    assert len(weights) >= 4
+    assert all((moved[name] - still[name]).abs().max() > 1e-6 for name in weights)
+
+
 def test_the_main_head_is_the_first_of_equal_parts_of_the_last_layer():
     outputs = torch.arange(12.0).view(1, 12)
     assert by_head(outputs, 3)[0, 0].tolist() == [0, 1, 2, 3] and by_head(outputs, 3).shape == (1, 3, 4)

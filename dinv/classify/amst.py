@@ -184,11 +184,13 @@ def train_heads(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(params, step)
         images = batch.images.to(device)
+        # Two blocks: autocast caches weights, and must not use those of a pass without gradient again.
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             labels = relabelled(classifier, images, batch.targets.to(device), params)
-            targets = torch.cat([smoothed(t, params.label_smoothing) for t in labels], 1)
-            # Both kinds of targets are mixed as the images are.
-            images, targets = augment(images, targets, params, g, batch.partners)
+        targets = torch.cat([smoothed(t, params.label_smoothing) for t in labels], 1)
+        # Both kinds of targets are mixed as the images are.
+        images, targets = augment(images, targets, params, g, batch.partners)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = by_head(classifier(images).float(), 1 + params.num_auxiliary_heads)
         loss = heads_loss(logits, *targets.chunk(2, 1))
         optimizer.zero_grad(set_to_none=True)
