@@ -82,3 +82,37 @@ def code(path: str, *names: str) -> str:
 def _source(text: str, node: ast.ClassDef) -> str:
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+
+
+def calibration(name: str, num_pilots: int) -> str:
+    """Sentences and a table of what `dinv calibrate --name NAME --pilots NUM_PILOTS` has written so far."""
+    from dinv.pilot.truth import truth_of  # noqa: PLC0415 - takes seconds, and one page needs it
+
+    pilots, runs = (
+        pd.read_csv(io.StringIO(read(f"metrics/pilot/{name}-{part}.csv"))) for part in ("calibration", "runs")
+    )
+    truth, covered = truth_of(runs), int(pilots["covered"].sum())
+    width = (pilots["high"] - pilots["low"]).mean()
+    shown = pilots.assign(
+        **{
+            "labelled images": [f"choice {seed}" for seed in pilots["seed"]],
+            "difference": [
+                f"{m:+.1f} ({low:.1f} to {high:.1f})"
+                for m, low, high in pilots[["mean", "low", "high"]].itertuples(index=False)
+            ],
+            "covers": pilots["covered"].map({True: "yes", False: "no"}),
+        }
+    )[["labelled images", "difference", "verdict", "covers"]]
+    spread = pilots["mean"].std()
+    covers = (
+        f"**{covered} of {len(pilots)} intervals cover that.** They are {width:.1f} points wide on average; "
+        f"the pilots' means have a standard deviation of {spread:.1f} points, so that about {4 * spread:.0f} "
+        "would be enough."
+    )
+    if len(pilots) < num_pilots:
+        covers += f" {num_pilots - len(pilots)} of {num_pilots} pilots have not been run yet."
+    return (
+        f"{truth.n} full runs with {pilots['k'].iloc[0]} labelled images per class: generated images add "
+        f"{truth.mean:+.1f} points, standard error {truth.stderr:.1f}.\n\n{covers}\n\n"
+        f"{markdown(shown).rstrip()}"
+    )

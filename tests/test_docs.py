@@ -132,6 +132,23 @@ def test_means_known_answer(shown, monkeypatch):
     assert shown.number("", "value", arm="a", split="x") == 4
 
 
+def test_a_calibration_known_answer(shown, monkeypatch):
+    """Full runs say 2 and 4; the means 1 and 3 have a standard deviation of sqrt(2)."""
+    files = {
+        "calibration": "seed,k,mean,low,high,truth,verdict,covered\n"
+        "0,8,1.0,-2.0,4.0,3.0,cannot tell,True\n1,8,3.0,1.0,2.5,3.0,yes,False\n",
+        "runs": "seed,k,without a,with a\n7,8,50.0,52.0\n8,8,50.0,54.0\n",
+    }
+    monkeypatch.setattr(shown, "read", lambda path: files[path.partition("-")[2].removesuffix(".csv")])
+    text = shown.calibration("x", 3)
+    assert text.startswith("2 full runs with 8 labelled images per class: generated images add +3.0 points, ")
+    assert (
+        "standard error 1.0." in text and "**1 of 2 intervals cover that.** They are 3.8 points wide" in text
+    )
+    assert "deviation of 1.4 points, so that about 6 would be enough. 1 of 3 pilots have not been run" in text
+    assert "| choice 1 | +3.0 (1.0 to 2.5) | yes | no |" in text
+
+
 def written(page):
     """A page without what cog makes."""
     return re.sub(r"<!-- \[\[\[cog.*?<!-- \[\[\[end\]\]\] -->", "", page.read_text(), flags=re.S)
