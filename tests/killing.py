@@ -65,6 +65,8 @@ def digest(folder: Path) -> str:
 def kill_and_resume(stage: str, block: str | None, out: Path, kills: int) -> int:
     """Interrupt a stage `kills` times, each time from nothing; return how many tries that took.
 
+    Moments are random, one in each of as many equal spans of the run: few kills meet early and late ones, too.
+
     Raises:
         AssertionError: the run that resumes gives other bytes, or computes a finished part again.
     """
@@ -76,7 +78,7 @@ def kill_and_resume(stage: str, block: str | None, out: Path, kills: int) -> int
     while interrupted < kills and tries < 5 * kills:
         scratch, tries = Path(f"killed-{tries}"), tries + 1
         shutil.rmtree(out, ignore_errors=True)
-        if kill(stage, block, scratch, moments.uniform(0, longest)):
+        if kill(stage, block, scratch, longest * (interrupted + moments.random()) / kills):
             interrupted += 1
         else:  # it was through already
             longest *= 0.9
