@@ -52,7 +52,7 @@ class Project:
         return done
 
     def dvc(self, *args: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "dvc", *args, ok=ok)
+        return self.run("dvc", *args, ok=ok)
 
     def stage(self, name: str, *args: str, ok: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run("python3", "-m", f"stages.{name}", *args, ok=ok, **env)

@@ -1,7 +1,6 @@
 """The generator under DVC: a fresh clone gets it from the remote, whatever became of the hub."""
 
 import shutil
-import sys
 
 import project as projects
 import pytest
@@ -40,7 +39,7 @@ def project(committed, tmp_path):
 
 
 def archive(project, *options, ok=True, **env):
-    return project.run(sys.executable, "-m", "dinv.cli", "archive-model", *options, ok=ok, **env)
+    return project.run("dinv", "archive-model", *options, ok=ok, **env)
 
 
 def clone(project, root):
@@ -73,7 +72,7 @@ def test_a_model_of_the_hub_comes_back_in_a_fresh_clone(project, tmp_path):
     assert model_digest(other.root / folder) == digest
     assert (other.root / folder / "README.md").exists() and not (other.root / folder / "unused.bin").exists()
     assert not any(p.is_symlink() for p in (project.root / folder).rglob("*"))
-    assert other.run(sys.executable, "-c", LOAD).stdout == "16\n"
+    assert other.run("python3", "-c", LOAD).stdout == "16\n"
     again = archive(project, "--push")
     assert again.stdout.startswith(f"{folder} is under DVC") and "params.yaml" not in again.stdout
 

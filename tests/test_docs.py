@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -193,7 +192,7 @@ def test_from_python_in_a_notebook(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     (code,) = blocks("method.md", "python")
     check = "assert generated.shape[0] == 10 == len(generated_labels) and generated.dtype == torch.uint8"
-    project.run(sys.executable, "-c", f"{code}\n{check}")
+    project.run("python3", "-c", f"{code}\n{check}")
 
 
 @pytest.mark.slow
@@ -219,7 +218,7 @@ assert {"label", "source_id", "partner_id", "noise_std", "interpolation", "guida
 assert images.features["label"].names[0] == "T-shirt/top"
 """
     env = {"HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    finished.run(sys.executable, "-c", code + check, **env)
+    finished.run("python3", "-c", code + check, **env)
 
 
 @pytest.mark.slow

@@ -439,7 +439,7 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
     (project.root / "experiments").mkdir()
     (project.root / "experiments/small.yaml").write_text(SMALL)
     before = (project.root / "params.yaml").read_text()
-    out = project.run(sys.executable, "-m", "dinv.cli", "experiment", "small").stdout
+    out = project.run("dinv", "experiment", "small").stdout
     assert "Which lambda?" in out and "| 0.5 | " in out
     ran = re.findall(r"^Running stage '(.+)':", out, re.M)
     assert set(ran) == {"generate@inversion", "measure@domain", "train@synthetic", "train@mixed", "evaluate"}
@@ -457,7 +457,7 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
         *(f"metrics/experiments/{name}" for name in ("small.csv", "small.md", "figures/small.png")),
     }
     kept = left(project)
-    again = project.run(sys.executable, "-m", "dinv.cli", "experiment", "small").stdout
+    again = project.run("dinv", "experiment", "small").stdout
     assert not re.findall(r"^Running stage '(?:download|invert|generate|train)", again, re.M)
     assert len(kept) == 3 and left(project) == kept
     project.dvc("plots", "show", "-o", "plots")
@@ -475,7 +475,7 @@ def test_a_run_that_fails_keeps_the_rows_before_it(finished, tmp_path):
     (project.root / "experiments").mkdir()
     wrong = SMALL.replace(LAMBDA, "train.cnn.min_confidence").replace("1.0]", "0.999]")
     (project.root / "experiments/filter.yaml").write_text(wrong.replace("0.5,", "0.0,"))
-    done = project.run(sys.executable, "-m", "dinv.cli", "experiment", "filter", ok=False)
+    done = project.run("dinv", "experiment", "filter", ok=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "no generated image of class" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(

@@ -425,13 +425,13 @@ def test_the_page_s_commands_work_on_what_the_pipeline_made(finished, tmp_path):
     check = """
 assert len(images) == 60 and {"source_id", "partner_id", "noise_std", "seed"} <= set(images.column_names)
 """
-    project.run(sys.executable, "-c", code + check, HF_HOME=str(tmp_path / "home"))
+    project.run("python3", "-c", code + check, HF_HOME=str(tmp_path / "home"))
     check = """
 stored = GeneratedImages("inversion").labels
 assert len(images) == 30000 and len(stored) == 60 and (images.labels[:60] == stored).all()
 assert loader.dataset[59][0].shape == (1, 16, 16)
 """
-    project.run(sys.executable, "-c", on_demand + check)
+    project.run("python3", "-c", on_demand + check)
     metadata, text = card(project.root / "my_dataset")
     assert metadata["license"] == "unknown" and "num_images_per_embedding: 2" in text
     metadata, text = card(project.root / "my_classifier")

@@ -339,7 +339,7 @@ def test_a_pipeline_takes_what_init_wrote(finished, tmp_path):
     shutil.copytree(tiny.ROOT / "presets", project.root / "presets")
     for name in ("cat", "dog"):
         write(project.root / "mine" / name, 10, grey=True)
-    project.run("python3", "-m", "dinv.cli", "init", "mine")
+    project.run("dinv", "init", "mine")
     small = {k: v for k, v in projects.SMALL.items() if not k.startswith(("data", "model"))}
     project.set(**{name.replace(".", "__"): value for name, value in small.items()})
     assert project.repro() >= {"download", "evaluate"}

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from inspect import signature
 from pathlib import Path
 
@@ -233,9 +232,9 @@ def test_more_variants_compute_only_what_is_new(project):
         "import stages.generate as s, dinv.strategies.worker as w; from stages.runner import run; "
         "w.PART_SIZE = 60; run('generate', s.main, block='inversion')"
     )
-    project.run(sys.executable, "-c", script)
+    project.run("python3", "-c", script)
     project.set(generate__inversion__num_images_per_embedding=4)
-    again = project.run(sys.executable, "-c", script)
+    again = project.run("python3", "-c", script)
     assert "1 of 2 parts are already finished" in again.stdout
 
 

@@ -433,4 +433,4 @@ from dinv.report.files import Revision
 assert b"noise_std: 0.8" in Revision("lambda-0.8", Path("copies")).read("params.yaml")
 assert list(Revision("lambda-0.8", Path("copies")).folder("data/generated/inversion").glob("part-*"))
 """
-    project.run(sys.executable, "-c", code)
+    project.run("python3", "-c", code)

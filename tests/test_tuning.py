@@ -4,7 +4,6 @@ import csv
 import os
 import re
 import signal
-import sys
 from typing import ClassVar
 
 import numpy as np
@@ -384,7 +383,7 @@ def test_a_whole_search_leaves_experiments_and_repeats(finished, tmp_path):
         SMALL.replace("trials: 3", "trials: 2").replace("folds: 3", "folds: 2")
     )
     before = digest_of((project.root / "params.yaml").read_text())
-    out = project.run(sys.executable, "-m", "dinv.cli", "tune", "small").stdout
+    out = project.run("dinv", "tune", "small").stdout
     assert "Which is better?" in out and re.search(r"\n\d+ s in all", out)
     rows = list(csv.DictReader((project.root / "metrics/tuning/small.csv").open()))
     assert [(r["arm"], r["trial"]) for r in rows] == [
@@ -395,14 +394,14 @@ def test_a_whole_search_leaves_experiments_and_repeats(finished, tmp_path):
     assert digest_of((project.root / "params.yaml").read_text()) == before
     shown = project.dvc("exp", "show", "--csv").stdout
     assert "tune-small-real" in shown and "tune-small-mixed" in shown
-    again = project.run(sys.executable, "-m", "dinv.cli", "tune", "small").stdout
+    again = project.run("dinv", "tune", "small").stdout
     assert not re.findall(r"^Running stage '(?:download|invert|generate|train)", again, re.M)
     assert {p.name: p.read_bytes() for p in (project.root / "metrics/tuning").iterdir()} == kept
     project.dvc("exp", "apply", "tune-small-mixed")
     lr = read_yaml(project.root / "params.yaml")["train"]["cnn"]["lr"]
     assert f"{lr:.4g}" in {r[LR] for r in rows if r["arm"] == "mixed"}
     project.set(data__num_per_class=4)
-    stale = project.run(sys.executable, "-m", "dinv.cli", "tune", "small", ok=False)
+    stale = project.run("dinv", "tune", "small", ok=False)
     assert (
         stale.stderr.splitlines()[-1]
         == "dinv tune: the data are not those of params.yaml; run dvc repro first"
