@@ -433,11 +433,20 @@ def test_committed_tables_follow_from_their_committed_numbers(name, monkeypatch)
     assert (folder / f"figures/{name}.png").is_file()
 
 
+def test_what_an_experiment_takes_away_is_gone():
+    left = changed(BASE, {"~arms.reconstruction": None}, Path("x"))
+    assert list(left["arms"]) == [arm for arm in BASE["arms"] if arm != "reconstruction"]
+    with pytest.raises(UserError, match=r"~arms\.reconstructoin: no such parameter \(did you mean recon"):
+        changed(BASE, {"~arms.reconstructoin": None}, Path("x"))
+
+
 @pytest.mark.slow
 def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp_path):
     project = finished.copy(tmp_path / "copy")
     (project.root / "experiments").mkdir()
-    (project.root / "experiments/small.yaml").write_text(SMALL)
+    (project.root / "experiments/small.yaml").write_text(
+        SMALL.replace("set: {", "set: {~arms.reconstruction: null, ")
+    )
     before = (project.root / "params.yaml").read_text()
     out = project.run("dinv", "experiment", "small").stdout
     assert "Which lambda?" in out and "| 0.5 | " in out
@@ -446,7 +455,7 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
     rows = list(csv.DictReader((project.root / "metrics/experiments/small.csv").open()))
     assert {row[LAMBDA] for row in rows} == {"0.5", "1.0"}
     measured = {"inversion", "unseen", "embeddings"}
-    assert {row["arm"] for row in rows} == {"real", "reconstruction", "synthetic", "mixed", *measured}
+    assert {row["arm"] for row in rows} == {"real", "synthetic", "mixed", *measured}
     chosen = [r for r in rows if (r["arm"], r["metric"]) == ("inversion", "domain.frechet_distance")]
     found = {r[LAMBDA]: r["value"] for r in chosen}
     assert found["0.5"] != found["1.0"]

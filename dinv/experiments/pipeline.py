@@ -13,7 +13,7 @@ _PLAIN = re.compile(r"[\w./+ -]*")  # what needs no quotes
 def run_pipeline(revision: str, settings: Settings) -> None:
     """One `dvc exp run` in a copy of the project, kept under the name `revision`; only what changed runs."""
     _forget(revision)
-    changes = [part for name, value in settings.items() for part in ("-S", f"{name}={_literal(value)}")]
+    changes = [part for name, value in settings.items() for part in ("-S", _change(name, value))]
     command = ["exp", "run", "--temp", "--name", revision, *changes]
     done = subprocess.run([sys.executable, "-m", "dvc", *command], check=False)
     if done.returncode != 0:
@@ -31,6 +31,11 @@ def _git(*arguments: str) -> str:
     if done.returncode != 0:
         raise UserError(f"git {arguments[0]}: {' '.join(done.stderr.split())}; experiments need a commit")
     return done.stdout.strip()
+
+
+def _change(name: str, value: object) -> str:
+    """What `dvc exp run -S` takes; what is taken away has no value."""
+    return name if name.startswith("~") else f"{name}={_literal(value)}"
 
 
 def _literal(value: object) -> str:

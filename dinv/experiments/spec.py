@@ -138,11 +138,12 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
 def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, Any]:
     """The sections of a parameter file with some values replaced; raises UserError on unknown names.
 
-    A name with a plus before it, as in `dvc exp run -S`, may be new.
+    As in `dvc exp run -S`, a name with a plus before it may be new, and one with a tilde is taken away; its
+    value says nothing.
     """
     sections = copy.deepcopy(base)
     for name, value in settings.items():
-        *blocks, key = name.removeprefix("+").split(".")
+        *blocks, key = name.removeprefix("+").removeprefix("~").split(".")
         place: Any = sections
         for block in blocks:
             place = place.get(block) if isinstance(place, dict) else None
@@ -152,7 +153,10 @@ def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, A
                 f"{path}: {name}: no such parameter{help_}; write section.key or section.block.key as in "
                 "params.yaml"
             )
-        place[key] = copy.deepcopy(value)  # a later setting may change a part of it
+        if name.startswith("~"):
+            del place[key]
+        else:
+            place[key] = copy.deepcopy(value)  # a later setting may change a part of it
     return sections
 
 
