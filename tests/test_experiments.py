@@ -445,7 +445,7 @@ def test_a_whole_experiment_leaves_the_workspace_alone_and_repeats(finished, tmp
     project = finished.copy(tmp_path / "copy")
     (project.root / "experiments").mkdir()
     (project.root / "experiments/small.yaml").write_text(
-        SMALL.replace("set: {", "set: {~arms.reconstruction: null, ")
+        SMALL.replace("set: {", "set: {~generate.reconstruction: null, ~arms.reconstruction: null, ")
     )
     before = (project.root / "params.yaml").read_text()
     out = project.run("dinv", "experiment", "small").stdout

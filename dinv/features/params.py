@@ -13,6 +13,7 @@ WATCHED = (
     "models/fashion-features",
     "models/satellite-features",
     "models/cells-features",
+    "models/mini-sd/clip",
 )
 
 

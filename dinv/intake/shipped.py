@@ -41,8 +41,8 @@ class Shipped:
 
 
 def shipped_models() -> list[Shipped]:
-    """All that are on this machine."""
-    found = []
+    """All that are on this machine; of several presets with the same model the first."""
+    found: dict[str, Shipped] = {}
     base = _settings(BASE)
     for path in sorted(PRESETS.glob("*.yaml")):
         preset = read_yaml(path)
@@ -50,8 +50,8 @@ def shipped_models() -> list[Shipped]:
         if (Path(model) / "unet").is_dir() and "mode" in preset.get("data", {}):
             own = {"resolution": native_resolution(Path(model)), "dtype": "float32"}
             settings = merged(base, _settings(path.stem), {"model": own})
-            found.append(Shipped(model, preset["data"]["mode"], settings))
-    return found
+            found.setdefault(model, Shipped(model, preset["data"]["mode"], settings))
+    return list(found.values())
 
 
 def settings_of_other(path: str, resolution: int, architecture: str) -> dict[str, Any]:
