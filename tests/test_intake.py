@@ -1,6 +1,7 @@
 """dinv init: what it says of a folder, what it writes, and that the pipeline takes it."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -314,6 +315,17 @@ def test_the_preset_of_the_default_is_what_is_committed(folder):
         now = values()
         now["data"]["num_val_per_class"] = 100
         assert now == before, name
+
+
+def test_a_model_of_many_domains_must_be_ahead_and_knows_what_comes_back_as_its_own_images_do(tmp_path):
+    one, many = (shipped.Shipped(str(tmp_path / name), "RGB", {}) for name in ("one", "many"))
+    (tmp_path / "many/text_encoder").mkdir(parents=True)
+    assert shipped.best_of([one, many], {one.path: 30.0, many.path: 31.4}) is one
+    assert shipped.best_of([one, many], {one.path: 30.0, many.path: 31.6}) is many
+    assert one.known_db == many.known_db == shipped.KNOWN_DB
+    figures = {"tiles": {"autoencoder_psnr": 32.0}, "photos": {"autoencoder_psnr": 25.0}}
+    (tmp_path / "many/measured.json").write_text(json.dumps(figures))
+    assert many.known_db == 25.0 - shipped.OWN_DB
 
 
 def test_shipped_models_are_those_with_a_preset_and_a_folder(folder):

@@ -22,7 +22,7 @@ from dinv.intake.propose import (
     nested,
     side_for_classifiers,
 )
-from dinv.intake.shipped import Shipped, fidelity, settings_of_other, shipped_models
+from dinv.intake.shipped import Shipped, best_of, fidelity, settings_of_other, shipped_models
 from dinv.intake.words import (
     describe,
     explain_changes,
@@ -92,13 +92,13 @@ def _other(path: str, resolution: int, current: Mapping[str, Any]) -> dict[str, 
 
 
 def _choose(shipped: list[Shipped], found: Found, mode: str) -> Shipped:
-    """The one whose autoencoder loses least of the images; prints why."""
+    """The one whose autoencoder suits the images; prints why."""
     if not shipped:
         raise UserError(f"no shipped model is for images of mode {mode}; name another with --model")
     levels = {}
     for model in tqdm(shipped, "try models", unit="model", leave=False):
         levels[model.path] = fidelity(model, _sample(found, model))
-    chosen = max(shipped, key=lambda model: levels[model.path])
+    chosen = best_of(shipped, levels)
     print(explain_choice(levels, chosen, found.root))
     return chosen
 

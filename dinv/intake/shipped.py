@@ -1,12 +1,12 @@
 """The models that ship with dinv, and which of them fits some images.
 
 A preset whose `model.path` is a folder describes one. Which fits is measured: images go through each
-autoencoder and back. One that was trained on such images loses little, about 32 dB are left; of others'
-images it leaves 10 to 23 dB (the three shipped models on each other's tasks).
+autoencoder and back. One that was trained on such images loses little, about 32 dB are left, of photos 25;
+of others' images it leaves 10 to 23 dB.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from dinv.preset import PRESETS, merged
 BASE = "fashion"  # the preset that names every setting in which models differ
 MAX_SIDE = 256  # pixels, of images for Stable Diffusion; the paper's too
 SMALL_SIDE = 32
-KNOWN_DB = (
-    27.0  # between 23 dB, the best of a foreign domain, and 32 dB, the worst of a model's own, as measured
-)
-# by benchmarks/intake_limits.py: metrics/benchmarks/autoencoders.md
+# Between 23 dB, the best of a foreign domain, and 32 dB, the worst of a model's own, as measured by
+# benchmarks/intake_limits.py: metrics/benchmarks/autoencoders.md.
+KNOWN_DB = 27.0
+OWN_DB = 2.0  # or as much below what a model leaves of photos it knows, which have more detail
+LEAD_DB = 1.5  # by which a model of many domains must be ahead of one that knows only one
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,25 @@ class Shipped:
     path: str
     mode: str
     settings: dict[str, Any]
+
+    @property
+    def of_many_domains(self) -> bool:
+        """Whether text tells it what to make."""
+        return (Path(self.path) / "text_encoder").is_dir()
+
+    @property
+    def known_db(self) -> float:
+        """PSNR of pictures such as it was trained on, at least; lower where its own, as measured, are worse."""
+        file = Path(self.path) / "measured.json"
+        figures = json.loads(file.read_text()) if file.is_file() else {}
+        domains = [f for f in figures.values() if isinstance(f, dict)] or [figures]
+        levels = [f["autoencoder_psnr"] for f in domains if "autoencoder_psnr" in f]
+        return min([KNOWN_DB, *(level - OWN_DB for level in levels)])
+
+
+def best_of(models: Sequence[Shipped], levels: Mapping[str, float]) -> Shipped:
+    """The one whose autoencoder leaves most; one that makes a single kind of images wins by a small distance."""
+    return max(models, key=lambda model: levels[model.path] - LEAD_DB * model.of_many_domains)
 
 
 def shipped_models() -> list[Shipped]:

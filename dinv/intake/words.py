@@ -9,7 +9,7 @@ from tabulate import tabulate
 from dinv.intake.look import Found
 from dinv.intake.place import SHOWN
 from dinv.intake.propose import COLOUR_FROM, Changes, value_at
-from dinv.intake.shipped import KNOWN_DB, Shipped
+from dinv.intake.shipped import Shipped
 
 MAX_ROWS = 30
 IMBALANCED = 3.0  # largest class over smallest, from which it is worth a word
@@ -92,11 +92,11 @@ def explain_choice(levels: Mapping[str, float], chosen: Shipped, root: str) -> s
         f"model: {chosen.path}; its autoencoder leaves {level:.1f} dB of your images"
         + (f" ({others})" if others else "")
     ]
-    if level >= KNOWN_DB:
+    if level >= chosen.known_db:
         lines.append("  As much as of images of its own domain: it knows such pictures.")
     else:
         lines.append(
-            f"  Below {KNOWN_DB:.0f} dB: it does not know such pictures, and what it generates will not look "
+            f"  Below {chosen.known_db:.0f} dB: it does not know such pictures, and what it generates will not look "
             f"like them. It shows that the pipeline runs. For results, on a GPU:\n"
             f"  dinv init {root} --model {OTHER_MODEL}"
         )
