@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_methods import plan, render
 
 from dinv.execution.params import ExecutionParams
-from dinv.experiments.pipeline import _literal
+from dinv.experiments.pipeline import _change
 from dinv.experiments.spec import changed, load_experiment
 from dinv.images.fingerprint import write_fingerprints
 from dinv.inversion.base import Place
@@ -126,5 +126,5 @@ def test_dvc_reads_the_settings_as_they_are_meant(runs, tmp_path):
     for run, params in (runs[1][0], runs[1][-1]):
         path = tmp_path / "params.yaml"
         path.write_text((tiny.ROOT / "params.yaml").read_text())
-        apply_overrides(path, [f"{name}={_literal(value)}" for name, value in run.settings.items()])
+        apply_overrides(path, [_change(name, value) for name, value in run.settings.items()])
         assert parse_params(read_yaml(path)) == params

@@ -1,0 +1,90 @@
+"""Experiment methods_text: every block of it on a tiny model that reads, equal numbers of images, the presets' settings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import tiny_methods as methods
+from test_methods_experiment import assert_holds, shortened
+from tiny_methods import plan, render
+
+from dinv.execution.params import ExecutionParams
+from dinv.experiments.pipeline import _change
+from dinv.experiments.spec import changed, load_experiment
+from dinv.inversion.base import Place
+from dinv.inversion.registry import METHODS
+from dinv.params import LEARNED, parse_params, read_yaml
+from dinv.strategies.base import Material
+from dinv.strategies.registry import STRATEGIES
+
+TEXT = ["class_name_prompt", "lecf", "real_guidance", "genie", "diff_mix", "diff_ii"]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny.ROOT)
+        base = read_yaml(Path("params.yaml"))
+        experiment = load_experiment("methods_text", base)
+        made = [(r, parse_params(changed(base, r.settings, Path("methods_text")))) for r in experiment.runs()]
+    return experiment, made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, text_model_folder):
+    """Five images of each of three classes, a tiny model that reads, a tiny CLIP where the experiment names one."""
+    root = tmp_path_factory.mktemp("place")
+    real = methods.save_real(root / "data/real/train_model", labels=[k for k in range(3) for _ in range(5)])
+    methods.save_clip(root / "models/mini-sd/clip")
+    return root, real, tiny.load_tiny(methods.save_reading_model(text_model_folder, root / "model"))
+
+
+@pytest.mark.parametrize("block", TEXT)
+def test_every_method_makes_as_many_images_of_every_class(runs, place, block, monkeypatch):
+    (root, real, model), params = place, runs[1][0][1]
+    monkeypatch.chdir(root)
+    assert params.arms[block].images == f"data/generated/{block}" and params.arms[block].learner == "cnn"
+    p = shortened(params.generate[block])
+    if p.input.startswith(LEARNED):
+        learned = params.invert[p.input.removeprefix(LEARNED)]
+        where = Place(lambda: model, ["code", "model"], ExecutionParams.here("cpu"))
+        METHODS[learned.method].learn(learned, real, where, Path(p.input))
+    strategy = STRATEGIES[p.strategy](p, Material(real, Path(p.input), lambda: model))
+    draws = plan(strategy)
+    counts = np.bincount([d.label for d in draws], minlength=3)
+    assert counts.sum() == 150  # ten of each of fifteen
+    if block not in ("genie", "diff_mix"):  # whose labels are those of random targets
+        assert counts.tolist() == [50, 50, 50]
+    assert render(strategy, model, [draws[0], draws[-1]]).shape == (2, 16, 16, 3)
+
+
+def test_numbers_are_equal_in_every_run_and_settings_are_those_of_the_presets(runs):
+    experiment, made = runs
+    assert len(made) == 12 and experiment.split == "test" and experiment.pool == "data.seed"
+    for run, params in made:
+        preset = "photos_seen" if run.place["cell"].startswith("known") else "photos"
+        assert_holds(params.model_dump(), read_yaml(tiny.ROOT / f"presets/{preset}.yaml"))
+        k = params.data.num_per_class
+        assert run.place["cell"].endswith(f", {k}")
+        for name in ("class_name_prompt", "lecf"):
+            assert params.generate[name].num_images_per_class == 10 * k
+        for name in ("real_guidance", "genie", "diff_mix", "diff_ii"):
+            assert params.generate[name].num_images_per_source == 10
+        assert params.generate["inversion"].num_images_per_embedding == 10
+        assert {a for a in params.arms if params.arms[a].learner == "cnn"} == {"real", "mixed", *TEXT}
+
+
+def test_prompts_of_the_longest_name_fit_the_clip(runs):
+    """Nine tokens, a full stop, start and end: what is left of sixteen is the context's."""
+    assert runs[1][0][1].train["coop"].num_context_tokens == 16 - 9 - 1 - 2
+
+
+def test_dvc_reads_the_settings_as_they_are_meant(runs, tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    run, params = runs[1][-1]
+    path = tmp_path / "params.yaml"
+    path.write_text((tiny.ROOT / "params.yaml").read_text())
+    apply_overrides(path, [_change(name, value) for name, value in run.settings.items()])
+    assert parse_params(read_yaml(path)) == params
