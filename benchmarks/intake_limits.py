@@ -8,7 +8,7 @@ single-coloured, made ones and bundled ones.
 
 import argparse
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ OUTPUT = Path("metrics/benchmarks")
 SIDES = (32, 64, 200)  # pixels of made pictures
 LOSSY = [("JPEG", quality) for quality in (30, 75)] + [("WEBP", quality) for quality in (10, 30, 50, 80)]
 TASKS = ("fashion", "satellite", "cells")
-Pictures = dict[str, Sequence[Image.Image]]
+Pictures = Mapping[str, Sequence[Image.Image]]
 
 
 def test_split(task: str, mode: str | None = None) -> Split:

@@ -25,6 +25,13 @@ def table(path: str) -> str:
     return read(path).rstrip()
 
 
+def columns(path: str, number: int, *names: str) -> str:
+    """Some columns of one of the Markdown tables of a file, which an empty line divides; counted from 0."""
+    lines = read(path).strip().split("\n\n")[number].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return markdown(pd.DataFrame(rows, columns=head)[list(names)]).rstrip()
+
+
 def means(
     path: str,
     rows: Sequence[str],

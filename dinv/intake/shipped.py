@@ -47,7 +47,7 @@ class Shipped:
 
     @property
     def known_db(self) -> float:
-        """PSNR of pictures such as it was trained on, at least; lower where its own, as measured, are worse."""
+        """PSNR from which it knows such pictures; lower where its own, as measured, come back worse."""
         file = Path(self.path) / "measured.json"
         figures = json.loads(file.read_text()) if file.is_file() else {}
         domains = [f for f in figures.values() if isinstance(f, dict)] or [figures]
@@ -56,7 +56,7 @@ class Shipped:
 
 
 def best_of(models: Sequence[Shipped], levels: Mapping[str, float]) -> Shipped:
-    """The one whose autoencoder leaves most; one that makes a single kind of images wins by a small distance."""
+    """The one whose autoencoder leaves most; one of many domains must be ahead by LEAD_DB."""
     return max(models, key=lambda model: levels[model.path] - LEAD_DB * model.of_many_domains)
 
 

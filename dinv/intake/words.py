@@ -96,8 +96,8 @@ def explain_choice(levels: Mapping[str, float], chosen: Shipped, root: str) -> s
         lines.append("  As much as of images of its own domain: it knows such pictures.")
     else:
         lines.append(
-            f"  Below {chosen.known_db:.0f} dB: it does not know such pictures, and what it generates will not look "
-            f"like them. It shows that the pipeline runs. For results, on a GPU:\n"
+            f"  Below {chosen.known_db:.0f} dB: it does not know such pictures, and what it generates will "
+            f"not look like them. It shows that the pipeline runs. For results, on a GPU:\n"
             f"  dinv init {root} --model {OTHER_MODEL}"
         )
     return "\n".join(lines)
