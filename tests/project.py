@@ -117,7 +117,13 @@ def create(root: Path) -> Project:
         else:
             shutil.copy(source, root / name)
     tiny.save_tiny_model(root / "models/fashion-ldm", num_channels=1, text=False)
-    for name in ("fashion-features", "satellite-features", "cells-features", "mini-sd/clip"):
+    for name in (
+        "fashion-features",
+        "satellite-features",
+        "cells-features",
+        "mini-sd/clip",
+        "mini-sd/encoder",
+    ):
         shutil.copytree(tiny.ROOT / "models" / name, root / "models" / name)
     tiny.save_tiny_fashion_mnist(root / "tinydata")
     project = Project(root)

@@ -20,10 +20,13 @@ import torch
 from PIL import Image
 
 from dinv.errors import UserError
+from dinv.features.network import load_network
 from dinv.images.resize import to_square
 from dinv.sources import parquet
 from models.pretraining.data import load_images, load_labels
 from models.pretraining.domain import load_domain, symmetry
+from models.pretraining.encoder import ImageTokens, pooled
+from models.pretraining.features import save
 from models.pretraining.loop import Trained, batch_ids, learning_rate, start_from
 from models.pretraining.sample_task import sample
 from models.pretraining.unet import Denoiser, earlier_steps
@@ -248,3 +251,18 @@ def test_bundled_tasks_have_the_images_that_their_cards_name(task):
     names = {name.partition("/")[2] for name in raw.train.ids} & {n.partition("/")[2] for n in raw.test.ids}
     assert not names
     assert raw.train.read(0).size == raw.test.read(0).size == (32, 32)
+
+
+def test_the_encoder_ships_its_convolutions_averaged_over_positions(tmp_path):
+    torch.manual_seed(0)
+    encoder = ImageTokens(3)
+    images = torch.rand(8, 3, 32, 32) * 2 - 1
+    encoder(images)  # moves the batch normalisations' running means
+    encoder.eval()
+    save(pooled(encoder, 3), tmp_path)
+    with torch.no_grad():
+        found = load_network(tmp_path)(images)
+        maps = encoder.body[:15](images)
+    assert maps.shape == (8, 128, 4, 4)
+    torch.testing.assert_close(found, maps.mean((2, 3)), rtol=2e-2, atol=2e-3)  # float16 weights
+    assert not hasattr(load_network(tmp_path), "head")

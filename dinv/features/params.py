@@ -14,6 +14,7 @@ WATCHED = (
     "models/satellite-features",
     "models/cells-features",
     "models/mini-sd/clip",
+    "models/mini-sd/encoder",
 )
 
 

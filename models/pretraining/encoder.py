@@ -3,7 +3,8 @@
 Contrastive learning (SimCLR, Chen et al. 2020): two distorted copies of an image get similar
 features, copies of different images dissimilar ones. What survives the distortions is what kind of
 thing is shown, so neighbouring embeddings mean images of the same kind and noise on an embedding
-changes details first. The encoder is needed by the next step only and does not ship.
+changes details first. The next step needs the encoder. Its convolutions are written to encoder/, as a
+network of features that has seen what the generator has seen, and no label.
 
     python -m models.pretraining.encoder --domain models/domains/satellite.yaml --images pretrain.parquet \
         --output models/satellite-ldm
@@ -13,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dinv.features.network import CHANNELS, FeatureNetwork
 from models.pretraining.data import load_images
 from models.pretraining.domain import load_domain
+from models.pretraining.features import save
 from models.pretraining.loop import argument_parser, mixed_precision, settings, train
 from models.pretraining.views import random_views
 
 NUM_TOKENS, WIDTH = 5, 128
+STRIDES = (2, 1, 2, 1, 2)
 TEMPERATURE = 0.2
 
 
@@ -28,7 +32,7 @@ class ImageTokens(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for c_in, c_out, stride in ((channels, 32, 2), (32, 64, 1), (64, 64, 2), (64, 128, 1), (128, 128, 2)):
+        for c_in, c_out, stride in zip((channels, *CHANNELS), CHANNELS, STRIDES, strict=False):
             layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
         features = NUM_TOKENS * WIDTH
         standardise = nn.BatchNorm1d(features, affine=False)
@@ -62,6 +66,16 @@ def contrastive_loss(z: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(similarity, torch.arange(len(z)).roll(len(z) // 2))
 
 
+def pooled(encoder: ImageTokens, channels: int) -> FeatureNetwork:
+    """Its convolutions, whose output is averaged over positions: what dinv calls a convnet."""
+    network = FeatureNetwork(0, channels, STRIDES)
+    own = list(encoder.body)[: 3 * len(CHANNELS)]
+    for block, first in zip(network.body, range(0, len(own), 3), strict=False):
+        block[0].load_state_dict(own[first].state_dict())
+        block[1].load_state_dict(own[first + 1].state_dict())
+    return network.eval()
+
+
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
     domain = load_domain(args.domain)
@@ -76,7 +90,8 @@ def main() -> None:
         loss = contrastive_loss(z)
         return loss, loss.detach()
 
-    train(model, loss_of, len(images), "encoder", settings(domain.encoder, args), args)
+    model = train(model, loss_of, len(images), "encoder", settings(domain.encoder, args), args)
+    save(pooled(model.encoder, domain.channels), args.output / "encoder")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def augment(images: torch.Tensor, domain: Domain) -> torch.Tensor:
 def save(network: FeatureNetwork, output: Path) -> None:
     """Write config.json and float16 weights, as dinv.features reads them."""
     output.mkdir(parents=True, exist_ok=True)
-    config = {"num_classes": network.head.out_features, "num_channels": network.num_channels}
+    config = {name: getattr(network, name) for name in ("num_classes", "num_channels", "strides")}
     (output / "config.json").write_text(json.dumps(config) + "\n")
     weights = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     save_file({k: v.contiguous() for k, v in weights.items()}, output / "model.safetensors")
