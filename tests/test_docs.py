@@ -109,8 +109,9 @@ def test_a_table_that_differs_is_noticed(shown, monkeypatch, tmp_path):
 
 def test_a_table_that_make_repro_wrote_anew_is_not(shown, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
-    page, other = tiny.ROOT / "README.md", as_committed("metrics/table.md").replace("real", "elsewhere")
-    monkeypatch.setattr(shown, "read", lambda path: other)
+    page, name, read = tiny.ROOT / "README.md", "metrics/table.md", shown.read
+    other = as_committed(name).replace("real", "elsewhere")
+    monkeypatch.setattr(shown, "read", lambda path: other if path == name else read(path))
     assert cogged(page) != page.read_text()
     assert is_fresh(page, shown, monkeypatch)
 
@@ -119,6 +120,13 @@ def test_committed_results_are_shown():
     texts = "".join(page.read_text() for page in PAGES)
     for path in (tiny.ROOT / "metrics").rglob("*.md"):
         assert f'table("{path.relative_to(tiny.ROOT)}")' in texts, path
+
+
+def test_columns_known_answer(shown, monkeypatch):
+    monkeypatch.setattr(
+        shown, "read", lambda path: "| x |\n|---|\n| 1 |\n\n| a | b |\n|---|---|\n| 2 | 3 |\n| 4 | 5 |\n"
+    )
+    assert shown.columns("", 1, "b") == "| b |\n|---|\n| 3 |\n| 5 |"
 
 
 def test_means_known_answer(shown, monkeypatch):
