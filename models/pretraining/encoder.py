@@ -71,8 +71,9 @@ def pooled(encoder: ImageTokens, channels: int) -> FeatureNetwork:
     network = FeatureNetwork(0, channels, STRIDES)
     own = list(encoder.body)[: 3 * len(CHANNELS)]
     for block, first in zip(network.body, range(0, len(own), 3), strict=False):
-        block[0].load_state_dict(own[first].state_dict())
-        block[1].load_state_dict(own[first + 1].state_dict())
+        convolution, normalisation, _ = block.children()
+        convolution.load_state_dict(own[first].state_dict())
+        normalisation.load_state_dict(own[first + 1].state_dict())
     return network.eval()
 
 
