@@ -17,6 +17,7 @@ from scipy import stats
 from dinv.classify.base import Fitted
 from dinv.errors import UserError
 from dinv.estimate.measure import Range
+from dinv.features.params import FeatureNetwork
 from dinv.images.image_set import ImageSet
 from dinv.params import load_params, parse_params, read_yaml
 from dinv.pilot import calibrate, run
@@ -224,6 +225,14 @@ def test_the_figure_has_points_and_curves():
     assert rows["k"].max() == pytest.approx(32) and set(rows["side"]) == set(measured(found.levels)["side"])
     assert rows[rows["side"] == "best without"]["mean"].iloc[0] == pytest.approx(40)
     assert figure(found).startswith(b"\x89PNG") and len(fitted(Found("x", [LEVEL], PLAN, None))) == 0
+
+
+def test_a_network_that_learned_no_labels_competes():
+    encoder = FeatureNetwork(network="convnet", path="models/mini-sd/encoder")
+    features = {**tiny.PARAMS.measure.features, "encoder": encoder}
+    measure = tiny.PARAMS.measure.model_copy(update={"features": features})
+    found = competition(tiny.PARAMS.model_copy(update={"measure": measure}))
+    assert "probe-encoder" in found.learners and "probe-domain" in found.left_out
 
 
 def test_the_same_learners_compete_on_both_sides():

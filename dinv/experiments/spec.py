@@ -60,7 +60,7 @@ class Experiment(BaseModel):
 
     Attributes:
         question: one sentence.
-        set: parameters that differ from params.yaml in every run.
+        set: parameters that differ from params.yaml in every run; names as `changed` reads them.
         grid: parameters with the values to combine.
         cells: settings that change together, by name; combined with the grid.
         arms: what the table and the figure show: arms of params.yaml, all if none is named. If figure.metric

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dinv.classify.arms import Arm
 from dinv.classify.base import LearnerParams
@@ -9,13 +10,13 @@ from dinv.classify.feature_params import UNetFeatures
 from dinv.classify.probe import ProbeParams
 from dinv.classify.training import TrainingParams
 from dinv.errors import UserError
+from dinv.features.network import load_network
 from dinv.features.params import FeatureNetwork, is_watched
 from dinv.params import GENERATED, Params
 
 STRONG = {"mixup_alpha": 0.5, "cutmix_alpha": 1.0}
 RANDOM = {"rand_augment_ops": 2}
 OF_UNKNOWN_SOURCE = ("import_folder",)  # may be made from images that a pilot scores
-KNOWS_LABELS = ("convnet",)  # networks that learned from thousands of labels of the same kind of image
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def competition(params: Params) -> Competition:
     learners["probe-unet"] = _probe(_unet(params))
     left_out = {}
     for name, network in params.measure.features.items():
-        if network.network in KNOWS_LABELS:
+        if _knows_labels(network):
             left_out[f"probe-{name}"] = "its network learned from labels of this kind of image"
         elif not is_watched(network.path):
             left_out[f"probe-{name}"] = f"{network.path} lies where DVC does not see changes"
@@ -80,6 +81,11 @@ def competition(params: Params) -> Competition:
 
 def _strategy(params: Params, arm: Arm) -> str | None:
     return None if arm.only_real else params.generate[arm.images.removeprefix(GENERATED)].strategy
+
+
+def _knows_labels(network: FeatureNetwork) -> bool:
+    """Whether it learned from thousands of labels of the same kind of image, as most that ship did."""
+    return network.network == "convnet" and load_network(Path(network.path)).num_classes > 0
 
 
 def _unet(params: Params) -> UNetFeatures:
