@@ -60,6 +60,7 @@ class Experiment(BaseModel):
 
     Attributes:
         question: one sentence.
+        extends: another experiment, whose `set` comes before this one's.
         set: parameters that differ from params.yaml in every run; names as `changed` reads them.
         grid: parameters with the values to combine.
         cells: settings that change together, by name; combined with the grid.
@@ -76,6 +77,7 @@ class Experiment(BaseModel):
 
     model_config = _STRICT
     question: str
+    extends: str | None = None
     set: Settings = {}
     grid: dict[str, list[Any]] = {}
     cells: dict[str, Settings] = {}
@@ -129,6 +131,9 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
     """
     path = FOLDER / f"{name}.yaml"
     experiment = read_typed(path, Experiment, "experiment")
+    if experiment.extends is not None:
+        parent = read_typed(FOLDER / f"{experiment.extends}.yaml", Experiment, "experiment")
+        experiment = experiment.model_copy(update={"set": {**parent.set, **experiment.set}})
     _check_names(experiment, path)
     for run in experiment.runs():
         _check_split(experiment, parse_params(changed(base, run.settings, path), str(path)), path)
