@@ -155,6 +155,8 @@ def _require_blocks_that_fit(params: Params) -> None:
         if block.input.startswith(LEARNED):
             known = {f"{LEARNED}{learned}": None for learned in params.invert}
             _require_known(f"generate.{name}.input", block.input, known)
+            learned = params.invert[block.input.removeprefix(LEARNED)]
+            _require_adapter_used(f"generate.{name}", block, learned)
     used = {arm.images for arm in params.arms.values()}
     _require_used("generate", [b for b in params.generate if f"{GENERATED}{b}" not in used], "arm")
     inputs = {block.input for block in params.generate.values()}
@@ -179,6 +181,15 @@ def _require_seen(where: str, path: str, model_path: str) -> None:
         raise UserError(
             f"{where}: {path!r}: DVC would not see when it changes; use model.path = {model_path!r}, or "
             "put the model into models/pretrained"
+        )
+
+
+def _require_adapter_used(where: str, block: StrategyParams, learned: MethodParams) -> None:
+    """Embeddings that were learned with an adapter of the model say little without it."""
+    if getattr(learned, "has_adapter", False) and not getattr(block, "takes_adapter", False):
+        raise UserError(
+            f"{where}.input = {block.input!r}: strategy {block.strategy} samples without the adapter that "
+            f"method {learned.method} learned; learn with class_embeddings, or use image_to_image"
         )
 
 

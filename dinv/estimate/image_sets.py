@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dinv.diffusion import lora
 from dinv.errors import UserError
 from dinv.estimate.measure import NOTHING, Clock, Range, fitting_size, timed
 from dinv.estimate.sample import SECONDS, Sample
@@ -20,6 +21,7 @@ from dinv.inversion.base import Place
 from dinv.inversion.class_embeddings import ClassEmbeddingsParams
 from dinv.inversion.gan import GanParams
 from dinv.inversion.invert import ImageEmbeddingsParams, ImageStream, initial_embeddings
+from dinv.inversion.joint_training import ClassLoraParams
 from dinv.inversion.registry import METHODS
 from dinv.params import LEARNED
 from dinv.sources.image_folder import SUFFIXES, read_picture
@@ -137,6 +139,10 @@ class Passes:
         if self.model is not None:
             self._hook.remove()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+        """A copy of the UNet, with an adapter, is counted with it."""
+        return self
+
     def _seen(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         self.count += len(args[0])
 
@@ -173,3 +179,6 @@ def save_unlearned(params: ImageEmbeddingsParams, sample: Sample, folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     save_bank(bank, folder / "part-00000.safetensors")
     save_statistics(bank_statistics([bank], len(images.class_names)), folder)
+    if isinstance(params, ClassLoraParams):
+        adapted = lora.with_new_adapter(sample.model, params.rank, params.alpha, params.seed)
+        lora.save_adapter(lora.adapter_weights(adapted), params.rank, params.alpha, folder / lora.FILE)

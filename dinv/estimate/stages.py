@@ -16,6 +16,8 @@ from dinv.execution.parts import to_bytes
 from dinv.images.image_set import write_parquet
 from dinv.inversion.base import MethodParams, Place
 from dinv.inversion.class_embeddings import ClassEmbeddingsParams, ClassTask, ClassWorker
+from dinv.inversion.class_lora import ClassLoraWorker
+from dinv.inversion.class_lora import make_task as make_lora_task
 from dinv.inversion.gan import GanParams, GanWorker, make_task
 from dinv.inversion.image_embeddings import InvertTask, InvertWorker
 from dinv.inversion.invert import (
@@ -23,6 +25,7 @@ from dinv.inversion.invert import (
     heldout_visits,
     interval_means,
 )
+from dinv.inversion.joint_training import ClassLoraParams
 from dinv.inversion.registry import METHODS
 
 NUM_TIMED = 3  # micro-batches or steps of each kind that are timed
@@ -80,6 +83,8 @@ def download_cost(sample: Sample) -> Cost:
 
 def invert_cost(params: MethodParams, sample: Sample) -> Cost:
     """One block of `invert`; a method that is not known here is named, not left out."""
+    if isinstance(params, ClassLoraParams):
+        return class_lora_cost(params, sample)
     if isinstance(params, ClassEmbeddingsParams):
         return class_embeddings_cost(params, sample)
     if isinstance(params, ImageEmbeddingsParams):
@@ -149,6 +154,18 @@ def class_embeddings_cost(params: ClassEmbeddingsParams, sample: Sample) -> Cost
     seconds = (step * params.num_visits + Range(ends, ends, ends)) * num_classes
     work = {"image visits": num_classes * params.num_visits * params.batch_size}
     return Cost(seconds, work, round(num_classes * embedding_bytes(params, sample.model.width)))
+
+
+def class_lora_cost(params: ClassLoraParams, sample: Sample) -> Cost:
+    """Steps over images of all classes, and what starts and ends them: encoding, losses of every class."""
+    few = params.model_copy(update={"num_visits": min(NUM_VISITS, params.num_visits)})
+    task, worker = make_lora_task(few, sample.for_model, []), ClassLoraWorker(lambda: sample.model, few)
+    clock = Clock(sample.device)
+    content = worker.compute(task, clock.advance)
+    total, step = clock.total(), plain_visits(clock.steps, few.num_visits)
+    ends = max(0.0, total - step.median * few.num_visits)
+    work = {"image visits": params.num_visits * params.batch_size}
+    return Cost(step * params.num_visits + Range(ends, ends, ends), work, len(content))
 
 
 def embedding_bytes(params: ImageEmbeddingsParams, width: int) -> float:

@@ -6,6 +6,7 @@ METHODS = Registry(
     "method",
     {
         "class_embeddings": "dinv.inversion.class_embeddings:ClassEmbeddings",
+        "class_lora": "dinv.inversion.class_lora:ClassLora",
         "gan": "dinv.inversion.gan:GanMethod",
         "image_embeddings": "dinv.inversion.image_embeddings:ImageEmbeddings",
         "prompt_bank": "dinv.inversion.prompt_bank:PromptBank",

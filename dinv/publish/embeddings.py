@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from dinv.diffusion.lora import FILE as ADAPTER
 from dinv.files import part_paths
 from dinv.inversion.bank import SUFFIX, BankReader, load_statistics
 from dinv.publish import cards
@@ -25,6 +26,9 @@ with safe_open("part-00000.safetensors", "pt") as file:
 STATISTICS = """\
 `statistics.safetensors` has their mean, their standard deviation and the mean of each class. With dinv, put
 the folder at `data/learned/NAME`, and stage `generate` reads it."""
+WITH_ADAPTER = f"""\
+They were learned together with `{ADAPTER}`, a LoRA of the generator's UNet, and mean little
+without it: `pipeline.load_lora_weights(folder)`."""
 CAUTION = """\
 ## Before you share it
 
@@ -55,8 +59,9 @@ class EmbeddingsExport:
         return cls(source, BankReader(source), record_of(source), stated)
 
     def write(self, target: Path) -> int:
-        """Write parts, statistics, licence texts and the card; returns the number of embeddings."""
-        for path in [*part_paths(self.source, SUFFIX, "embeddings"), self.source / "statistics.safetensors"]:
+        """Write parts, statistics, adapter, licence texts and the card; returns the number of embeddings."""
+        beside = [self.source / "statistics.safetensors", *self.source.glob(ADAPTER)]
+        for path in [*part_paths(self.source, SUFFIX, "embeddings"), *beside]:
             shutil.copyfile(path, target / path.name)
         origins = origins_of(self.record)
         cards.copy_notices(origins, target)
@@ -86,6 +91,7 @@ class EmbeddingsExport:
             f"# {self.source.name}",
             about,
             f"## Load\n\n{how}\n\n{load}",
+            *([WITH_ADAPTER] if (self.source / ADAPTER).is_file() else []),
             STATISTICS,
             settings_section(self.record),
             CAUTION,

@@ -62,7 +62,7 @@ class PromptConditions:
 
 
 class LearnedConditions:
-    """An embedding per class that method `class_embeddings` of stage `invert` learned.
+    """An embedding per class that method `class_embeddings` or `class_lora` of stage `invert` learned.
 
     Raises:
         UserError: the folder holds something else.
@@ -74,7 +74,7 @@ class LearnedConditions:
         if len(bank.ids) != len(set(bank.labels.tolist())):
             raise UserError(
                 f"{material.folder}: an embedding per image; this strategy wants one per class, learned by "
-                "method class_embeddings, or a prompt"
+                "method class_embeddings or class_lora, or a prompt"
             )
         self._row_of = {int(label): row for row, label in enumerate(bank.labels)}
         self._missing, self._names, self.embeds = missing, names, bank.prompt_embeds.float()

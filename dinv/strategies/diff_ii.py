@@ -15,7 +15,7 @@ from dinv.diffusion.text import load_text_encoder
 from dinv.errors import UserError
 from dinv.rng import generator
 from dinv.section import Fraction, PositiveInt
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel
+from dinv.strategies.base import Draw, Inputs, Material, OpenModel, Renderer
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.edits import Facts, Variants, VariantsParams
 from dinv.strategies.from_image import guidance_of, require_width
@@ -108,7 +108,8 @@ class DiffII(Variants):
     """Random points of the great circle through the inverted latents of same-class pairs.
 
     The paper: 200 steps of inversion, 25 of DDIM, s = 7.5, five images of each real one; q = 1, 0.3 or 0.1 by
-    data set. Its concepts, a token and a LoRA per class, are here the learned class embeddings or prompts.
+    data set. Its concepts, a token per class and a LoRA, are what `class_lora` learned; or class embeddings
+    alone, or prompts.
     """
 
     Params = DiffIIParams
@@ -157,10 +158,11 @@ class DiffII(Variants):
             inputs["suffixed_embeds"] = self._encoder.embeds(prompts)
         return inputs
 
-    def renderer(self) -> OnCircle:
+    def renderer(self) -> Renderer:
         """Inverts, turns, samples."""
         p = self.params
-        return OnCircle(p.guidance_scale, p.num_inference_steps, p.num_inversion_steps, p.suffix_fraction)
+        steps = (p.num_inference_steps, p.num_inversion_steps)
+        return self.adapted(OnCircle(p.guidance_scale, *steps, p.suffix_fraction))
 
     def previews(self) -> "list[tuple[str, DiffII]]":
         """The strategy as it is."""

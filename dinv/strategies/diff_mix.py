@@ -15,7 +15,7 @@ class DiffMix(Edits):
     """SDEdit of an image of class a towards class b, labelled (1 - r^gamma) a + r^gamma b.
 
     The paper: r drawn from 0.5, 0.7 and 0.9, gamma = 0.8 in the published commands, s = 7.5, 25 steps, five
-    images of each real one, after fine-tuning with DreamBooth and LoRA, which is left out here.
+    images of each real one, after fine-tuning with DreamBooth and LoRA: an `input` that `class_lora` learned.
     """
 
     Params = DiffMixParams

@@ -15,7 +15,7 @@ from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.sampling import timesteps
 from dinv.rng import generator
 from dinv.section import NonNegativeFloat
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel
+from dinv.strategies.base import Draw, Inputs, Material, OpenModel, Renderer
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.edits import Facts, Strength, Variants, VariantsParams, require_steps
 from dinv.strategies.from_image import first_step, guidance_of, require_width
@@ -144,10 +144,11 @@ class DreamDA(Variants):
         inputs["negative_prompt_embeds"] = self.conditions.unconditional().expand(len(draws), -1, -1)
         return inputs
 
-    def renderer(self) -> Perturbed:
+    def renderer(self) -> Renderer:
         """Encodes and decodes with noise."""
         p = self.params
-        return Perturbed(p.guidance_scale, p.num_inference_steps, self._first, p.bottleneck_std)
+        renderer = Perturbed(p.guidance_scale, p.num_inference_steps, self._first, p.bottleneck_std)
+        return self.adapted(renderer)
 
     def previews(self) -> "list[tuple[str, DreamDA]]":
         """Without and with noise on the bottleneck."""

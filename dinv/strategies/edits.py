@@ -1,7 +1,7 @@
 """What strategies share that edit real images towards a class: every image, several times."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from dinv.errors import UserError
 from dinv.rng import generator
 from dinv.section import PositiveInt, Template
-from dinv.strategies.base import Draw, Inputs, Material
+from dinv.strategies.adapted import WithAdapter, find_adapter
+from dinv.strategies.base import Draw, Inputs, Material, Renderer
 from dinv.strategies.conditions import SamplerParams, class_conditions
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_image import FromImage, first_step
@@ -20,8 +21,9 @@ Facts = dict[str, int | float | str]
 
 
 class VariantsParams(SamplerParams):
-    """`input` is data/real/train with a prompt, or what `class_embeddings` learned with prompt: null."""
+    """`input` is data/real/train with a prompt, or what class_embeddings or class_lora learned with null."""
 
+    takes_adapter: ClassVar[bool] = True
     prompt: Template | None
     num_images_per_source: PositiveInt
 
@@ -53,6 +55,7 @@ class Variants:
     def __init__(self, params: VariantsParams, material: Material, user: str):
         self.params, self.real = params, material.real
         self.conditions = class_conditions(params.prompt, material, user)
+        self.adapter = None if params.prompt is not None else find_adapter(material.folder, user)
         self._row_of = {image_id: row for row, image_id in enumerate(self.real.ids)}
 
     def __len__(self) -> int:
@@ -79,6 +82,10 @@ class Variants:
             "seed": p.seed,
             "unet_passes": unet_passes(p.scheduler, num_steps, p.guidance_scale),
         }
+
+    def adapted(self, renderer: Renderer) -> Renderer:
+        """The renderer with the adapter that was learned with the conditions, if there is one."""
+        return renderer if self.adapter is None else WithAdapter(renderer, self.adapter)
 
     def images(self, ids: Sequence[str]) -> torch.Tensor:
         """Training images at the model's resolution, uint8 [B, H, W, C]."""
@@ -135,10 +142,10 @@ class Edits(Variants):
         inputs["first_step"] = torch.tensor([first_step(float(d.facts["strength"]), n) for d in draws])
         return inputs
 
-    def renderer(self) -> FromImage:
+    def renderer(self) -> Renderer:
         """Noises and denoises."""
         p = self.params
-        return FromImage(p.guidance_scale, p.scheduler, p.num_inference_steps)
+        return self.adapted(FromImage(p.guidance_scale, p.scheduler, p.num_inference_steps))
 
     def previews(self) -> "list[tuple[str, Edits]]":
         """A row for each strength."""

@@ -13,7 +13,7 @@ from dinv.errors import UserError
 from dinv.features.extractors import Extractor
 from dinv.features.params import WatchedNetwork
 from dinv.features.watched import FrozenNetwork, unit
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel
+from dinv.strategies.base import Draw, Inputs, Material, OpenModel, Renderer
 from dinv.strategies.confusion import OtherClasses
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.edits import (
@@ -126,10 +126,10 @@ class GenieAda(Variants):
         inputs["target_features"] = self._means[targets]
         return inputs
 
-    def renderer(self) -> Adaptive:
+    def renderer(self) -> Renderer:
         """Tries every strength."""
-        p = self.params
-        return Adaptive(p.guidance_scale, p.scheduler, p.num_inference_steps, self._strengths, self._network)
+        p, chosen = self.params, (self._strengths, self._network)
+        return self.adapted(Adaptive(p.guidance_scale, p.scheduler, p.num_inference_steps, *chosen))
 
     def previews(self) -> "list[tuple[str, GenieAda]]":
         """The strategy as it is."""
