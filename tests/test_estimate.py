@@ -9,6 +9,7 @@ import pytest
 import test_clip_learners as clips
 import test_methods_gan as gans
 import tiny
+import tiny_methods as methods
 import torch
 from PIL import Image
 from tiny_methods import save_clip
@@ -31,6 +32,7 @@ from dinv.execution.expected import expected
 from dinv.inversion.class_embeddings import ClassEmbeddingsParams
 from dinv.inversion.gan import GanParams
 from dinv.inversion.invert import ImageEmbeddingsParams
+from dinv.inversion.joint_training import ClassLoraParams
 from dinv.inversion.registry import METHODS
 from dinv.params import load_params, parse_params, read_yaml
 from dinv.strategies.registry import STRATEGIES
@@ -187,6 +189,8 @@ def sample(tmp_path_factory, grey_model_folder):
             batch_size=4,
         ),
     }
+    adapter = {"method": "class_lora", "rank": 2, "alpha": 2.0, "adapter_lr": 1e-3}
+    learned["lora"] = ClassLoraParams(**{**learned["classes"].model_dump(), **adapter})
     with run.scratch_in(root):
         yield Sample.of(params.model_copy(update={"invert": learned}), root / "sample")
 
@@ -233,6 +237,18 @@ def test_embeddings_of_classes_and_banks_of_prompts(sample):
     bank = METHODS["prompt_bank"].Params(method="prompt_bank", **prompts)
     cost = invert_cost(bank, sample)
     assert cost.work == {"classes": 10} and cost.disk > 10 * 5 * len("a photo of")
+
+
+def test_a_lora_is_learned_and_the_unets_passes_with_it_are_counted(sample):
+    pytest.importorskip("peft")
+    cost = invert_cost(sample.params.invert["lora"], sample)
+    assert cost.work == {"image visits": 9 * 4} and cost.disk > 0 and cost.seconds.low > 0
+    made = {**methods.EDIT, "prompt": None, "strengths": [1.0]}
+    costs = [
+        generate_cost(block("image_to_image", f"data/learned/{name}", **made), sample)
+        for name in ("classes", "lora")
+    ]
+    assert costs[0].work == costs[1].work == {"images": 2 * 30, "UNet passes": 2 * 30 * 4 * 2}
 
 
 @pytest.mark.parametrize(
