@@ -17,6 +17,7 @@ from dinv.classify.base import TrainingSet
 from dinv.classify.finetune import Finetune, FinetuneParams, Resized
 from dinv.classify.store import StoredClassifier, load_classifier, save_classifier
 from dinv.errors import UserError
+from dinv.features.extractors import convnet
 from dinv.params import parse_params, read_yaml
 
 CPU = torch.device("cpu")
@@ -186,3 +187,38 @@ def test_in_params_yaml():
 def test_images_at_their_side_are_left_alone():
     images = torch.rand(1, 3, 8, 8)
     assert torch.equal(Resized(nn.Identity(), 8)(images), images)
+
+
+ENCODER = {"network": "convnet", "weights": "models/mini-sd/encoder", "image_size": 32}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_shipped_network_starts_from_the_features_that_a_probe_sees(channels, monkeypatch, tmp_path):
+    monkeypatch.chdir(tiny.ROOT)
+    images = easy_images(n=6, side=32, channels=channels)
+    result = fit(images, num_steps=1, warmup_steps=0, head_steps=1, batch_size=2, dtype="float32", **ENCODER)
+    save_classifier(result, tmp_path / "c.safetensors")
+    monkeypatch.chdir(tmp_path)  # a finished classifier needs no weights besides its own
+    stored = load_classifier(tmp_path / "c.safetensors").fitted
+    head = {name: stored.tensors[f"body.network.head.{name}"] for name in ("weight", "bias")}
+    pixels = images.images.permute(0, 2, 3, 1).numpy()
+    features = convnet(tiny.ROOT / ENCODER["weights"], CPU)(pixels)
+    expected = (features @ head["weight"].T + head["bias"]).softmax(1)
+    found = Finetune.load(stored.tensors, stored.build, CPU)(images.images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_shipped_network_learns_and_its_weights_are_part_of_what_a_classifier_hangs_on(monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    test = easy_images(seed=1, channels=3)
+    result = fit(easy_images(channels=3), num_steps=60, body_lr_scale=1.0, **ENCODER)
+    assert (result.predict_proba(test.images, CPU).argmax(1) == labels_of(test).numpy()).mean() > 0.9
+    known = [
+        Finetune.settings(params(**{**ENCODER, "weights": f"models/{name}"}), False, CPU)["weights"]
+        for name in ("mini-sd/encoder", "satellite-features")
+    ]
+    assert known[0] != known[1] and all(len(digest) == 64 for digest in known)
+    with pytest.raises(ValueError, match="DVC would not see when it changes"):
+        params(**{**ENCODER, "weights": "elsewhere/encoder"})
+    with pytest.raises(UserError, match=r"models/pretrained/none: not a feature network of dinv"):
+        fit(**{**ENCODER, "weights": "models/pretrained/none"})

@@ -4,7 +4,9 @@ Unlike `cnn` with pretrained weights the network is left as it was: its own firs
 the side that it knows and normalised as its training images were.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,10 +20,14 @@ from dinv.classify.base import Advance, Fitted, Predict, TrainingSet
 from dinv.classify.cnn import pretrained_file
 from dinv.classify.training import TrainingParams, train_network, training_settings
 from dinv.errors import UserError
+from dinv.features.location import location_digest
+from dinv.features.network import NUM_FEATURES, FeatureNetwork, load_network
+from dinv.features.params import require_watched
 from dinv.files import file_digest
 from dinv.rng import derive_seed, generator
 from dinv.section import Beta, PositiveFloat
 
+CONVNET = "convnet"  # as `network`: one of the small networks that ship, `weights` is its folder
 TIMM = "timm"  # as `weights`: fetched by timm under the name of the network
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std per channel, of pixels in [0, 1]
@@ -30,7 +36,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std per ch
 class FinetuneParams(TrainingParams):
     """The network, where its weights are, and how it is trained further."""
 
-    network: Annotated[str, Field(pattern=r"^(resnet18|resnet50|timm/[\w.-]+)$")]
+    network: Annotated[str, Field(pattern=r"^(resnet18|resnet50|convnet|timm/[\w.-]+)$")]
     weights: str
     image_size: Annotated[int, Field(ge=16)]
     optimizer: Literal["sgd", "adamw"]
@@ -41,7 +47,9 @@ class FinetuneParams(TrainingParams):
     @model_validator(mode="after")
     def _fit_each_other(self) -> "FinetuneParams":
         if self.weights == TIMM and not self.network.startswith("timm/"):
-            raise ValueError(f"weights = 'timm' needs network: timm/NAME; {self.network} is torchvision's")
+            raise ValueError(f"weights = 'timm' needs network: timm/NAME, not {self.network}")
+        if self.network == CONVNET:
+            require_watched(self.weights)
         if self.head_steps > self.num_steps:
             raise ValueError(f"head_steps must not be above num_steps ({self.num_steps})")
         return self
@@ -55,11 +63,12 @@ class Finetune:
     @staticmethod
     def settings(params: FinetuneParams, mixes: bool, device: torch.device) -> dict[str, Any]:
         """Those of the training; weights by the bytes of their file, or by their name."""
-        known = (
-            params.weights
-            if params.weights == TIMM
-            else file_digest(pretrained_file(params.weights, "weights"))
-        )
+        if params.weights == TIMM:
+            known = params.weights
+        elif params.network == CONVNET:
+            known = location_digest(Path(params.weights))
+        else:
+            known = file_digest(pretrained_file(params.weights, "weights"))
         return {**training_settings(params, mixes, device), "weights": known}
 
     @staticmethod
@@ -77,12 +86,12 @@ class Finetune:
             "num_classes": data.num_classes,
             "image_size": params.image_size,
         }
+        if params.network == CONVNET:
+            build["layout"] = _layout(load_network(Path(params.weights)))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(derive_seed(seed, "init"))
             classifier = create(**build, fetch=params.weights == TIMM)
-            if params.weights != TIMM:
-                path = pretrained_file(params.weights, "weights")
-                load_weights(network_of(classifier), path, "weights", (_head_name(classifier),))
+            _load(classifier, params)
             classifier.to(device)
             torch.manual_seed(derive_seed(seed, "training"))
             stages = _Stages(classifier, params)
@@ -115,14 +124,25 @@ class Resized(nn.Module):
         return self.network(pixels)
 
 
-def create(network: str, num_classes: int, image_size: int, fetch: bool) -> Classifier:
-    """The network with a new last layer; grey images become three equal channels when they are normalised.
+def create(
+    network: str, num_classes: int, image_size: int, fetch: bool, layout: dict[str, Any] | None = None
+) -> Classifier:
+    """The network with a new last layer; grey images become as many equal channels as it knows.
+
+    Args:
+        network: as in the parameters.
+        num_classes: outputs of the last layer.
+        image_size: side that images are scaled to.
+        fetch: whether timm fetches weights.
+        layout: channels and strides of a `convnet`.
 
     Raises:
         UserError: timm is needed and not installed, or does not know or cannot fetch the network.
     """
     name = network.removeprefix("timm/")
-    if name == network:
+    if layout is not None:
+        body, mean, std = _convnet(num_classes, layout), *((0.5,) * layout["num_channels"],) * 2
+    elif name == network:
         body, (mean, std) = NETWORKS[name](num_classes=num_classes), IMAGENET
     else:
         body, (mean, std) = _from_timm(name, num_classes, fetch)
@@ -134,6 +154,26 @@ def network_of(classifier: Classifier) -> nn.Module:
     """torchvision's or timm's network in a classifier."""
     assert isinstance(classifier.body, Resized)
     return classifier.body.network
+
+
+def _layout(network: FeatureNetwork) -> dict[str, Any]:
+    return {"num_channels": network.num_channels, "strides": list(network.strides)}
+
+
+def _convnet(num_classes: int, layout: dict[str, Any]) -> nn.Module:
+    """A network of dinv.features.network with a head, for images in [-1, 1]."""
+    body = FeatureNetwork(0, **layout).body
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(NUM_FEATURES, num_classes)))
+
+
+def _load(classifier: Classifier, params: FinetuneParams) -> None:
+    """What the network has learned before; timm has loaded its own."""
+    if params.network == CONVNET:
+        known = load_network(Path(params.weights)).body.state_dict()
+        network_of(classifier).get_submodule("body").load_state_dict(known)
+    elif params.weights != TIMM:
+        path = pretrained_file(params.weights, "weights")
+        load_weights(network_of(classifier), path, "weights", (_head_name(classifier),))
 
 
 def _from_timm(name: str, num_classes: int, fetch: bool) -> tuple[nn.Module, Any]:

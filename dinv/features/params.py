@@ -23,7 +23,8 @@ def is_watched(path: str) -> bool:
     return ".." not in Path(path).parts and any(Path(path).is_relative_to(folder) for folder in WATCHED)
 
 
-def _watched(path: str) -> str:
+def require_watched(path: str) -> str:
+    """The path; raises ValueError if DVC would not see when a file there changes."""
     if not is_watched(path):
         raise ValueError(
             f"{path!r}: DVC would not see when it changes; put the network, or a YAML file that pins one on "
@@ -32,7 +33,7 @@ def _watched(path: str) -> str:
     return path
 
 
-WatchedPath = Annotated[str, AfterValidator(_watched)]
+WatchedPath = Annotated[str, AfterValidator(require_watched)]
 
 
 class FeatureNetwork(Section):
