@@ -138,6 +138,20 @@ def test_an_unknown_metric_and_a_worth_without_a_baseline_are_refused(folder):
         load_experiment("small", BASE)
 
 
+def test_what_an_experiment_sets_comes_after_what_it_extends(folder):
+    path = folder / "experiments/more.yaml"
+    path.write_text(
+        "extends: small\n" + SMALL.replace("{generate.inversion.guidance_scale: 2.0}", "{data.seed: 7}")
+    )
+    (folder / "experiments/small.yaml").write_text(SMALL.replace("{gen", "{data.seed: 5, gen", 1))
+    (setting, *_) = [run.settings for run in load_experiment("more", BASE).runs()]
+    assert list(setting) == ["data.seed", "generate.inversion.guidance_scale", LAMBDA]
+    assert setting["data.seed"] == 7 and setting["generate.inversion.guidance_scale"] == 2.0
+    path.write_text("extends: less\n" + SMALL)
+    with pytest.raises(UserError, match=r"experiments/less\.yaml: no such experiment; there are more, small"):
+        load_experiment("more", BASE)
+
+
 def test_an_unknown_experiment_names_those_there_are(folder):
     with pytest.raises(UserError, match=r"experiments/large\.yaml: no such experiment; there are small"):
         load_experiment("large", BASE)

@@ -226,7 +226,7 @@ def test_each_cell_of_the_experiment_trains_another_classifier(task, tmp_path):
         )
         found[name] = (tmp_path / name / "part-00000.safetensors").read_bytes()
     chosen = found.pop("share by cross-validation")
-    assert chosen != found["CutMix"] and len(set(found.values())) == len(found) == len(OF_TRAINING) - 1
+    assert chosen != found["default"] and len(set(found.values())) == len(found) == len(OF_TRAINING) - 1
 
 
 def test_an_interrupted_choice_goes_on_and_ends_alike(task, tmp_path, monkeypatch):
