@@ -10,7 +10,10 @@ from pathlib import Path
 import pandas as pd
 from ruamel.yaml import YAML
 
+from dinv.experiments.headline import headline_table
+from dinv.experiments.spec import changed, load_experiment
 from dinv.metrics.tables import markdown
+from dinv.params import parse_params, read_yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +30,12 @@ def table(path: str) -> str:
 
 def columns(path: str, number: int, *names: str) -> str:
     """Some columns of one of the Markdown tables of a file, which an empty line divides; counted from 0."""
-    lines = read(path).strip().split("\n\n")[number].splitlines()
+    return only(read(path).strip().split("\n\n")[number], *names)
+
+
+def only(text: str, *names: str) -> str:
+    """Some columns of a Markdown table."""
+    lines = text.splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return markdown(pd.DataFrame(rows, columns=head)[list(names)]).rstrip()
 
@@ -123,3 +131,38 @@ def calibration(name: str, num_pilots: int) -> str:
         f"{truth.mean:+.1f} points, standard error {truth.stderr:.1f}.\n\n{covers}\n\n"
         f"{markdown(shown).rstrip()}"
     )
+
+
+def best_of(*names: str) -> str:
+    """The best with generated images against the best without over the arms of several experiments, which
+    have the same cells and grid.
+    """
+    base = read_yaml(ROOT / "params.yaml")
+    experiments = [load_experiment(name, base) for name in names]
+    tables = [io.StringIO(read(f"metrics/experiments/{name}.csv")) for name in names]
+    rows = pd.concat(pd.read_csv(file, dtype=str, keep_default_na=False) for file in tables)
+    arms = {}
+    for experiment in experiments:
+        arms |= parse_params(changed(base, experiment.set, ROOT)).arms
+    every = [arm for experiment in experiments for arm in experiment.arms]
+    return headline_table(rows, experiments[0].model_copy(update={"arms": every}), arms).rstrip()
+
+
+def differences(path: str, arm: str, split: str, cell: str) -> str:
+    """Markdown: accuracy of an arm in every cell less that in one of them, paired by data.seed: mean ±
+    standard error, and each difference.
+    """
+    lines = pd.read_csv(io.StringIO(read(path)), dtype=str, keep_default_na=False)
+    lines = lines[(lines["metric"] == "top1_accuracy") & (lines["arm"] == arm) & (lines["split"] == split)]
+    lines = lines.assign(value=pd.to_numeric(lines["value"]))
+    values = lines.pivot(index="data.seed", columns="cell", values="value")[list(lines["cell"].unique())]
+    gains = values.sub(values[cell], axis=0).drop(columns=cell)
+    rows = [
+        {
+            "cell": name,
+            f"{arm}, less that of {cell}": f"{gain.mean():+.2f} ± {gain.sem():.2f}",
+            "by choice of labelled images": ", ".join(f"{value:+.1f}" for value in gain),
+        }
+        for name, gain in gains.items()
+    ]
+    return markdown(pd.DataFrame(rows)).rstrip()

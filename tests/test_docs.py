@@ -320,3 +320,36 @@ def test_an_existing_folder_is_not_written_into(tmp_path):
     save_image_set(image_set(), tmp_path / "set")
     with pytest.raises(UserError, match="exists already"):
         export_image_folder(tmp_path / "set", tmp_path)
+
+
+def test_the_best_over_several_experiments_known_answer(shown, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    alone = shown.table("metrics/experiments/fair_fight.md").split("\n\n")[1]
+    assert shown.best_of("fair_fight") == alone
+    assert shown.only(alone, "n") == "| n |\n|---|\n| 5 |\n| 5 |\n| 5 |"
+    # An arm that is picked, for it is surest on validation images, and then wrong on every test image.
+    read, name = shown.read, "metrics/experiments/fair_fight_finetuned.csv"
+    picked = re.sub(r"(_finetune,val,0,,top1_accuracy),.*", r"\1,100.0", read(name))
+    picked = re.sub(r"(_finetune,test,0,,top1_accuracy),.*", r"\1,1.5", picked)
+    monkeypatch.setattr(shown, "read", lambda path: picked if path == name else read(path))
+    for line in shown.best_of("fair_fight", "fair_fight_finetuned").splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[2:] == [
+            "1.50",
+            "1.50",
+            "+0.00 (+0.00 to +0.00)",
+            "5",
+            "real_finetune 5",
+            "mixed_finetune 5",
+        ]
+
+
+def test_differences_between_cells_known_answer(shown, monkeypatch):
+    values = {("a", 0): 50, ("a", 1): 60, ("b", 0): 51, ("b", 1): 63}
+    rows = [f"{cell},{seed},mixed,val,top1_accuracy,{v}" for (cell, seed), v in values.items()]
+    other = ["b,0,mixed,test,top1_accuracy,0", "b,0,real,val,top1_accuracy,0", "b,0,mixed,val,loss,0"]
+    text = "\n".join(["cell,data.seed,arm,split,metric,value", *rows, *other])
+    monkeypatch.setattr(shown, "read", lambda path: text)
+    assert shown.differences("", "mixed", "val", "a").splitlines()[2:] == [
+        "| b | +2.00 ± 1.00 | +1.0, +3.0 |"
+    ]
