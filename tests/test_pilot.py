@@ -227,17 +227,26 @@ def test_the_figure_has_points_and_curves():
     assert figure(found).startswith(b"\x89PNG") and len(fitted(Found("x", [LEVEL], PLAN, None))) == 0
 
 
-def test_a_network_that_learned_no_labels_competes():
-    encoder = FeatureNetwork(network="convnet", path="models/mini-sd/encoder")
-    features = {**tiny.PARAMS.measure.features, "encoder": encoder}
-    measure = tiny.PARAMS.measure.model_copy(update={"features": features})
-    found = competition(tiny.PARAMS.model_copy(update={"measure": measure}))
-    assert "probe-encoder" in found.learners and "probe-domain" in found.left_out
-
-
-def test_the_same_learners_compete_on_both_sides():
+def test_a_network_that_learned_no_labels_competes_frozen_and_trained_further(monkeypatch, tmp_path):
+    monkeypatch.chdir(tiny.ROOT)
     found = competition(tiny.PARAMS)
-    assert list(found.learners) == ["cnn", "cnn+mixup+cutmix", "cnn+randaugment", "probe-unet"]
+    assert "probe-encoder" in found.learners and "probe-domain" in found.left_out
+    further, own = found.learners["finetune-encoder"], tiny.PARAMS.train["cnn"]
+    assert further.weights == "models/mini-sd/encoder" and further.num_steps == own.num_steps
+    assert further.horizontal_flip == own.horizontal_flip and further.cutmix_alpha == 1.0
+    large = tiny.PARAMS.data.model_copy(update={"resolution": 128})
+    known = {"encoder": FeatureNetwork(network="convnet", path="models/mini-sd/encoder")}
+    measure = tiny.PARAMS.measure.model_copy(update={"features": {**tiny.PARAMS.measure.features, **known}})
+    asked = competition(tiny.PARAMS.model_copy(update={"measure": measure, "data": large})).learners
+    assert "probe-encoder" in asked and "finetune-encoder" not in asked
+    assert "probe-encoder" not in competition(tiny.PARAMS.model_copy(update={"data": large})).learners
+
+
+def test_the_same_learners_compete_on_both_sides(monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    found = competition(tiny.PARAMS)
+    own = ["cnn", "cnn+mixup+cutmix", "cnn+randaugment"]
+    assert list(found.learners) == [*own, "finetune-encoder", "probe-unet", "probe-encoder"]
     assert found.generate == "inversion" and "learned from labels" in found.left_out["probe-domain"]
     assert (
         found.learners["cnn"] == tiny.PARAMS.train["cnn"]
@@ -253,13 +262,14 @@ def test_the_same_learners_compete_on_both_sides():
 
 def test_plans_shrink_until_they_fit():
     found = competition(tiny.PARAMS)
-    units = Units(0.01, 0.05, 0.02, {"probe-unet": 0.01}, {"probe-unet": 0.1}, Range(1, 2, 3))
+    probes = [name for name in found.learners if name.startswith("probe-")]
+    units = Units(0.01, 0.05, 0.02, dict.fromkeys(probes, 0.01), dict.fromkeys(probes, 0.1), Range(1, 2, 3))
     plans = [make_plan(tiny.PARAMS, found, units, (4, 5, 10), minutes) for minutes in (1e6, 60, 15, 2, 1e-6)]
     assert (
         plans[0].learners == list(found.learners) and plans[0].num_visits == 80 and plans[0].num_steps == 800
     )
     assert all(p.minutes <= 0.8 * m for p, m in zip(plans[:4], (1e6, 60, 15, 2), strict=True))
-    assert plans[-1].learners == ["probe-unet"] and plans[-1].block_size == 2
+    assert plans[-1].learners == probes and plans[-1].block_size == 2
     assert plans[-1].left_out["cnn"] == "does not fit into the time"
     assert "left out: cnn: does not fit into the time" in plans[-1].text()
     assert Plan(**json.loads(json.dumps(plan_json(plans[2])))).text() == plans[2].text()

@@ -11,6 +11,7 @@ import numpy as np
 
 from dinv.classify.arms import Arm
 from dinv.classify.base import LearnerParams
+from dinv.classify.finetune import FinetuneParams
 from dinv.classify.frozen import find_network
 from dinv.classify.probe import ProbeParams
 from dinv.classify.training import TrainingParams
@@ -227,9 +228,15 @@ def _seconds(plan: Plan, found: Competition, units: Units) -> float:
             largest = (plan.num_real + made) / MOST_TIMED  # of all fits this is the slowest
             seconds += (plan.num_real + made) * units.features[name] + both * largest * units.fit[name]
         else:
-            slower = 1.7 if getattr(params, "rand_augment_ops", 0) > 0 else 1.0
-            seconds += both * plan.num_steps * (units.step or 0.0) * slower
+            seconds += both * plan.num_steps * (units.step or 0.0) * _slower(params)
     return seconds
+
+
+def _slower(params: LearnerParams) -> float:
+    """A step of a learner that competes, in steps of the user's: as measured on the bundled tasks."""
+    if isinstance(params, FinetuneParams):
+        return 1.8
+    return 1.7 if getattr(params, "rand_augment_ops", 0) > 0 else 1.0
 
 
 def scaled_learner(params: LearnerParams, plan: Plan) -> LearnerParams:

@@ -7,6 +7,7 @@ from pathlib import Path
 from dinv.classify.arms import Arm
 from dinv.classify.base import LearnerParams
 from dinv.classify.feature_params import UNetFeatures
+from dinv.classify.finetune import FinetuneParams
 from dinv.classify.probe import ProbeParams
 from dinv.classify.training import TrainingParams
 from dinv.errors import UserError
@@ -16,6 +17,20 @@ from dinv.params import GENERATED, Params
 
 STRONG = {"mixup_alpha": 0.5, "cutmix_alpha": 1.0}
 RANDOM = {"rand_augment_ops": 2}
+ENCODER = "models/mini-sd/encoder"  # ships; has learned from photos, tiles and cells, and from no label
+LARGEST = 64  # pixels of images that a network of 32 pixels can be asked about
+# The rest is the user's own. Chosen on tiles and cells by what they give without generated images.
+FINETUNED = {
+    "learner": "finetune",
+    "network": "convnet",
+    "weights": ENCODER,
+    "image_size": 32,
+    "optimizer": "adamw",
+    "momentum": 0.9,
+    "body_lr_scale": 1.0,
+    "lr": 0.001,
+    "weight_decay": 0.01,
+}
 OF_UNKNOWN_SOURCE = ("import_folder",)  # may be made from images that a pilot scores
 
 
@@ -51,7 +66,8 @@ class Competition:
 
 
 def competition(params: Params) -> Competition:
-    """The user's own learner with his and with stronger augmentation, and probes on frozen features.
+    """The user's own learner with his and with stronger augmentation, probes on frozen features, and a
+    shipped network that has learned from images without labels, trained further.
 
     The block of generate is that of the first arm that learns from real and from generated images.
 
@@ -67,9 +83,11 @@ def competition(params: Params) -> Competition:
     if isinstance(own, TrainingParams):
         learners[f"{arm.learner}+mixup+cutmix"] = own.model_copy(update=STRONG)
         learners[f"{arm.learner}+randaugment"] = own.model_copy(update=RANDOM)
+        if params.data.resolution <= LARGEST and Path(ENCODER).is_dir():
+            learners["finetune-encoder"] = _finetuned(own)
     learners["probe-unet"] = _probe(_unet(params))
     left_out = {}
-    for name, network in params.measure.features.items():
+    for name, network in _feature_networks(params).items():
         if _knows_labels(network):
             left_out[f"probe-{name}"] = "its network learned from labels of this kind of image"
         elif not is_watched(network.path):
@@ -77,6 +95,22 @@ def competition(params: Params) -> Competition:
         else:
             learners[f"probe-{name}"] = _probe(network)
     return Competition(learners, arm.images.removeprefix(GENERATED), left_out)
+
+
+def _finetuned(own: TrainingParams) -> FinetuneParams:
+    """With the user's steps, batches and augmentation, MixUp and CutMix."""
+    settings = {name: getattr(own, name) for name in TrainingParams.model_fields}
+    head = {"head_steps": own.num_steps // 16}
+    return FinetuneParams.model_validate({**settings, **STRONG, **FINETUNED, **head})
+
+
+def _feature_networks(params: Params) -> dict[str, FeatureNetwork]:
+    """Those that compare image sets, and the shipped one that knows no labels."""
+    networks: dict[str, FeatureNetwork] = dict(params.measure.features)
+    known = ENCODER in {network.path for network in networks.values()} or "encoder" in networks
+    if params.data.resolution <= LARGEST and Path(ENCODER).is_dir() and not known:
+        networks["encoder"] = FeatureNetwork(network="convnet", path=ENCODER)
+    return networks
 
 
 def _strategy(params: Params, arm: Arm) -> str | None:
