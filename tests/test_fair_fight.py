@@ -1,0 +1,60 @@
+"""The fair fight's experiments: arms of all of them learn from the same images, with equal settings on both sides."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+
+from dinv.experiments.spec import changed, load_experiment
+from dinv.params import parse_params, read_yaml
+
+NAMES = ("fair_fight", "fair_fight_finetuned")
+SHARED = ("data", "model", "invert", "generate", "measure")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """By experiment: place -> parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny.ROOT)
+        base = read_yaml(Path("params.yaml"))
+        return {
+            name: {
+                tuple(run.place.values()): parse_params(changed(base, run.settings, Path(name)))
+                for run in load_experiment(name, base).runs()
+            }
+            for name in NAMES
+        }
+
+
+def test_images_are_the_same_in_all_of_them(runs):
+    first, second = (runs[name] for name in NAMES)
+    assert first.keys() == second.keys() and len(first) == 15
+    for place, params in first.items():
+        for section in SHARED:
+            assert getattr(params, section) == getattr(second[place], section), (place, section)
+
+
+def test_committed_rows_say_so_too():
+    """What was measured of image sets, and held-out losses, is equal to the last digit."""
+    keys = ["cell", "data.num_per_class", "data.seed", "arm", "seed", "metric"]
+    of_images = [
+        pd.read_csv(tiny.ROOT / f"metrics/experiments/{name}.csv", dtype=str).query(
+            "metric.str.startswith('domain') or metric == 'heldout_loss'", engine="python"
+        )
+        for name in NAMES
+    ]
+    first, second = (
+        rows.set_index(keys)["value"].groupby(level=keys, dropna=False).first() for rows in of_images
+    )
+    assert len(first) > 100 and first.equals(second)
+
+
+def test_a_side_has_no_augmentation_that_the_other_has_not(runs):
+    for params in runs["fair_fight_finetuned"].values():
+        real, mixed, taught = (params.train[params.arms[a].learner] for a in params.arms)
+        assert real == mixed
+        differs = {k for k, v in taught.model_dump().items() if v != mixed.model_dump()[k]}
+        assert differs == {"soft_labels", "teacher"}  # at its default weight and temperature
+        assert real.vertical_flip == real.quarter_turns == (params.data.mode == "RGB")
