@@ -28,11 +28,6 @@ def table(path: str) -> str:
     return read(path).rstrip()
 
 
-def columns(path: str, number: int, *names: str) -> str:
-    """Some columns of one of the Markdown tables of a file, which an empty line divides; counted from 0."""
-    return only(read(path).strip().split("\n\n")[number], *names)
-
-
 def only(text: str, *names: str) -> str:
     """Some columns of a Markdown table."""
     lines = text.splitlines()

@@ -122,11 +122,9 @@ def test_committed_results_are_shown():
         assert f'table("{path.relative_to(tiny.ROOT)}")' in texts, path
 
 
-def test_columns_known_answer(shown, monkeypatch):
-    monkeypatch.setattr(
-        shown, "read", lambda path: "| x |\n|---|\n| 1 |\n\n| a | b |\n|---|---|\n| 2 | 3 |\n| 4 | 5 |\n"
-    )
-    assert shown.columns("", 1, "b") == "| b |\n|---|\n| 3 |\n| 5 |"
+def test_columns_known_answer(shown):
+    table = "| a | b |\n|---|---|\n| 2 | 3 |\n| 4 | 5 |"
+    assert shown.only(table, "b") == "| b |\n|---|\n| 3 |\n| 5 |"
 
 
 def test_means_known_answer(shown, monkeypatch):
