@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import signal
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from dinv.classify.arms import Arm
 from dinv.classify.base import Fitted
 from dinv.classify.folds import Scorer, allowed_rows, cross_validation
 from dinv.errors import UserError
+from dinv.experiments.spec import changed
 from dinv.files import digest_of
 from dinv.images.image_set import ImageSet, ImageSetReader, save_image_set
 from dinv.params import read_yaml
@@ -56,7 +58,8 @@ def folder(tmp_path, monkeypatch):
 def test_committed_files_are_valid_and_try_what_params_yaml_says(name, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     tuning = load_tuning(name, BASE)
-    assert all(present(space, BASE) is not None for space in tuning.arms.values())
+    sections = changed(BASE, tuning.set, Path(name))
+    assert all(present(space, sections) is not None for space in tuning.arms.values())
     assert any(arm.startswith("real") for arm in tuning.arms) and len(tuning.arms) > 1
 
 
