@@ -16,7 +16,7 @@ from dinv.images.grid import labelled_grid
 from dinv.images.image_set import ImageSet, ImageSetReader, load_image_set, save_image_set
 from dinv.images.resize import convert_batch, to_square
 from dinv.images.split import keyed_order, split_off_test, split_train_val
-from dinv.sources.fashion_mnist import read_idx
+from dinv.sources.idx import read_idx
 from dinv.sources.params import DataParams
 from dinv.sources.task import load_task
 

@@ -19,7 +19,7 @@ from dinv.images.resize import convert_batch, to_square
 from dinv.params import parse_params, read_yaml
 from dinv.sources import downloaded, task
 from dinv.sources.downloaded import Unpacked, fetch
-from dinv.sources.fashion_mnist import read_idx
+from dinv.sources.idx import read_idx
 from dinv.sources.registry import SOURCES
 from stages import download
 

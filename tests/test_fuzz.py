@@ -27,7 +27,8 @@ from dinv.inversion.bank import (
     save_bank,
     save_statistics,
 )
-from dinv.sources import fashion_mnist, image_folder
+from dinv.sources import image_folder
+from dinv.sources.idx import read_idx
 
 
 def image_set():
@@ -82,7 +83,7 @@ LOADERS = {
         load_statistics,
     ),
     "classifier": ("part-00000.safetensors", lambda: to_bytes(classifier), load_classifiers),
-    "idx": ("x.gz", lambda: to_bytes(idx), lambda f: fashion_mnist.read_idx(f / "x.gz")),
+    "idx": ("x.gz", lambda: to_bytes(idx), lambda f: read_idx(f / "x.gz")),
     "picture": ("a.png", picture, lambda f: np.asarray(image_folder.read_picture(f / "a.png"))),
 }
 

@@ -53,6 +53,7 @@ from dinv.images.image_set import save_image_set
 from dinv.inversion.class_embeddings import ClassEmbeddings, ClassEmbeddingsParams, learn_class, make_plan
 from dinv.inversion.invert import ImageStream
 from dinv.inversion.prompt_bank import PromptBank, PromptBankParams, read_prompts
+from dinv.sources.idx import read_idx
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.diff_ii import circle
 from dinv.strategies.dreamda import posterior_sample
@@ -628,6 +629,18 @@ def test_a_pool_of_parquet_files_is_read_like_one_of_pictures(tmp_path, real):
         == Pool(Path("pool"), (16, 16, 3), "squash").take([rows[3], rows[0]]).images
     ).all()
     assert len(make("retrieval", real, None, tmp_path / "pool")) == 14
+
+
+def test_a_pool_of_idx_files_is_their_images_in_order():
+    """The bundled clothes, of all files; their labels have no names."""
+    folder = tiny.ROOT / "data/bundled/fashion-mnist"
+    train, test = (read_idx(folder / f"{name}-images-idx3-ubyte.gz") for name in ("train", "t10k"))
+    pool = Pool(folder, (28, 28, 1), "squash")
+    assert len(pool) == len(train) + len(test) and len(set(pool.ids)) == len(pool)
+    rows = [pool.ids.index(name) for name in ("train/17", "t10k/0", "t10k/9")]
+    assert (pool.take(rows).images[..., 0] == np.stack([train[17], test[0], test[9]])).all()
+    with pytest.raises(UserError, match="classes of idx files have no names"):
+        pool.classes(rows)
 
 
 def test_a_pool_that_cannot_be_used_is_refused(tmp_path, real):

@@ -4,16 +4,13 @@ The root holds the four .gz files: the bundled sample, Debian's dataset-fashion-
 `FashionMNIST/raw` of a torchvision download.
 """
 
-import gzip
-import math
-import zlib
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dinv.errors import UserError
 from dinv.sources.base import RawImages, RawSplits, array_images
+from dinv.sources.idx import read_idx
 
 CLASS_NAMES = [
     "T-shirt/top",
@@ -36,26 +33,6 @@ def load(root: Path, seed: int) -> RawSplits:
     """Read the labelled pool (training images 0 to 4,999) and the test split."""
     train = _split(root, "train", TASK_POOL_SIZE)
     return RawSplits(CLASS_NAMES, train, None, _split(root, "t10k", None))
-
-
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes, gzip-compressed; raises UserError when it is damaged."""
-    try:
-        with gzip.open(path) as file:
-            raw = file.read()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; data.root must hold the four Fashion-MNIST .gz files"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a complete gzip file ({error}); fetch it again") from error
-    num_dims = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
-    header = 4 + 4 * num_dims
-    shape = [int(n) for n in np.frombuffer(raw[4:header], ">u4")] if len(raw) >= header else []
-    body = raw[header:]
-    if len(shape) != num_dims or num_dims == 0 or math.prod(shape) != len(body):
-        raise UserError(f"{path}: not an idx file of bytes, or truncated; fetch it again")
-    return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def _split(root: Path, name: str, limit: int | None) -> RawImages:

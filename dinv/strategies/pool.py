@@ -1,4 +1,4 @@
-"""A pool of unlabelled images on this machine: a folder of pictures, or of Parquet files."""
+"""A pool of unlabelled images on this machine: a folder of pictures, of Parquet files, or of idx files."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,11 @@ from PIL import Image
 from dinv.errors import UserError
 from dinv.images.image_set import ImageSet
 from dinv.images.resize import to_square
+from dinv.sources.idx import read_idx
 from dinv.sources.image_folder import SUFFIXES, read_picture
 
 LABEL_COLUMNS = ("label", "class")
+IDX = "*-images-idx3-ubyte.gz"
 
 
 class Pool:
@@ -32,12 +34,13 @@ class Pool:
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], resize: str):
         self.folder, self.shape, self.resize = folder, shape, resize
-        parquet = sorted(folder.glob("*.parquet"))
-        self._files = _ParquetPictures(parquet) if parquet else _PictureFiles(folder)
+        self._files = _open(folder)
         self.ids: list[str] = self._files.ids
         if not self.ids:
             kinds = " ".join(sorted(SUFFIXES))
-            raise UserError(f"{folder}: no pictures ({kinds}) and no .parquet files; put the pool there")
+            raise UserError(
+                f"{folder}: no pictures ({kinds}), no .parquet and no {IDX} files; put the pool there"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -116,6 +119,32 @@ class _ParquetPictures:
             for path in dict.fromkeys(path for path, _ in self._groups):
                 self._classes += _classes(path)
         return self._classes[row]
+
+
+class _IdxPictures:
+    """Grey images in files as MNIST's; their labels are numbers without names."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._folder, self._images = paths[0].parent, [read_idx(path) for path in paths]
+        self._starts = np.cumsum([0, *(len(images) for images in self._images)])
+        names = [path.name.partition("-images-")[0] for path in paths]
+        self.ids = [
+            f"{name}/{i}"
+            for name, images in zip(names, self._images, strict=True)
+            for i in range(len(images))
+        ]
+
+    def read(self, row: int) -> Image.Image:
+        file = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return Image.fromarray(self._images[file][row - self._starts[file]])
+
+    def class_of(self, row: int) -> str:
+        raise UserError(f"{self._folder}: classes of idx files have no names; set labels to none")
+
+
+def _open(folder: Path) -> _PictureFiles | _ParquetPictures | _IdxPictures:
+    parquet, idx = sorted(folder.glob("*.parquet")), sorted(folder.glob(IDX))
+    return _ParquetPictures(parquet) if parquet else _IdxPictures(idx) if idx else _PictureFiles(folder)
 
 
 def _classes(path: Path) -> list[str]:
