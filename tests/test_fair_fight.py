@@ -58,3 +58,25 @@ def test_a_side_has_no_augmentation_that_the_other_has_not(runs):
         differs = {k for k, v in taught.model_dump().items() if v != mixed.model_dump()[k]}
         assert differs == {"soft_labels", "teacher"}  # at its default weight and temperature
         assert real.vertical_flip == real.quarter_turns == (params.data.mode == "RGB")
+
+
+def test_teachers_differ_in_who_is_asked_alone():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny.ROOT)
+        base = read_yaml(Path("params.yaml"))
+        experiment = load_experiment("teachers", base)
+        made = [parse_params(changed(base, run.settings, Path("teachers"))) for run in experiment.runs()]
+    assert experiment.split == "val" and len(made) == 6
+    asked = {
+        "mixed_finetune": set(),
+        "mixed_own": {"soft_labels"},
+        "mixed_taught": {"soft_labels", "teacher"},
+    }
+    asked["mixed_both"] = asked["mixed_taught"] | {"teacher_share"}
+    for params in made:
+        assert params.data.num_per_class == 5
+        nobody = params.train["finetune"].model_dump()
+        for arm, wanted in asked.items():
+            learner = params.train[params.arms[arm].learner].model_dump()
+            assert {key for key, value in learner.items() if value != nobody[key]} == wanted, arm
+        assert params.train["both"].teacher == params.train["taught"].teacher

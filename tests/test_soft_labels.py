@@ -14,12 +14,13 @@ from test_probe import SHIPPED
 from test_probe import fit as fit_probe
 
 from dinv.classify.arms import Arm
-from dinv.classify.confidence import quantile_rows, soft_targets
+from dinv.classify.cnn import CnnParams
+from dinv.classify.confidence import class_confidence, quantile_rows, soft_targets
 from dinv.classify.feature_params import TeacherParams
 from dinv.classify.generated import class_probabilities, prepared
 from dinv.classify.run import Trainer, content_digest
 from dinv.classify.store import load_classifiers
-from dinv.classify.teacher import fit_teacher
+from dinv.classify.teacher import find_teachers, fit_teacher
 from dinv.errors import UserError
 from dinv.images.image_set import ImageSet, ImageSetReader, save_image_set
 from dinv.params import parse_params
@@ -133,6 +134,30 @@ def test_a_teacher_is_a_logistic_probe_of_the_real_images(tmp_path, monkeypatch)
     expected = fit_probe(real, classifier="logistic", kernel="linear", C=1.0)
     assert np.allclose(teacher.predict_proba(new.images, CPU), expected.predict_proba(new.images, CPU))
     assert (teacher.predict_proba(new.images, CPU).argmax(1) == labels_of(new).numpy()).mean() > 0.9
+
+
+def test_a_teacher_and_own_classifiers_together(tmp_path, monkeypatch):
+    """p = s p_teacher + (1 - s) mean of the others, who are asked only if they have a part in it."""
+    monkeypatch.setenv("DINV_SCRATCH", str(tmp_path))
+    monkeypatch.chdir(tiny.ROOT)
+    real, images = easy_images(n=30), easy_images(seed=1).images
+    own = [fit_probe(real, classifier="svc", C=c) for c in (0.01, 10.0)]
+
+    def says(train_own=lambda: own, **update):
+        params = tiny.train_params(**update)
+        return class_confidence(find_teachers(params, real, train_own, CPU), images, CPU)
+
+    def nobody():
+        raise AssertionError
+
+    taught = TeacherParams(**TEACHER)
+    teacher, others = says(nobody, teacher=taught), says()
+    assert np.allclose(others, (own[0].predict_proba(images, CPU) + own[1].predict_proba(images, CPU)) / 2)
+    both = says(teacher=taught, teacher_share=0.3)
+    assert np.allclose(both, 0.3 * teacher + 0.7 * others, atol=1e-6) and both.dtype == np.float32
+    assert np.abs(teacher - others).max() > 0.05
+    with pytest.raises(ValueError, match=r"teacher_share = 0\.3 needs a teacher; name one, or remove it"):
+        CnnParams.model_validate(tiny.train_params(teacher_share=0.3).model_dump())
 
 
 @pytest.fixture

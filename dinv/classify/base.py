@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from dinv.classify.feature_params import TeacherParams, UNetFeatures
@@ -26,6 +28,7 @@ NOT_OF_TRAINING = frozenset(
         "teacher_weight",
         "teacher_temperature",
         "teacher",
+        "teacher_share",
         "choose_real",
         "choose_real_from",
         "choose_real_folds",
@@ -48,6 +51,7 @@ class LearnerParams(Section):
     teacher_weight: Fraction = 0.5
     teacher_temperature: PositiveFloat = 1.0
     teacher: TeacherParams | None = None
+    teacher_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     seeds: Annotated[list[Seed], Field(min_length=1)]
     # Whether the classes' names decide the result, as where they are read by a text encoder.
     reads_class_names: ClassVar[bool] = False
@@ -57,6 +61,14 @@ class LearnerParams(Section):
         if self.min_confidence_quantile >= self.max_confidence_quantile:
             high = self.max_confidence_quantile
             raise ValueError(f"min_confidence_quantile must be below max_confidence_quantile ({high})")
+        return self
+
+    @model_validator(mode="after")
+    def _share_is_of_a_teacher(self) -> "LearnerParams":
+        if self.teacher is None and self.teacher_share != 1:
+            raise ValueError(
+                f"teacher_share = {self.teacher_share:g} needs a teacher; name one, or remove it"
+            )
         return self
 
     @property
@@ -111,6 +123,14 @@ class MixedParams(LearnerParams):
     def only_real(self) -> bool:
         """Whether an arm that mixes learns from real images only after all."""
         return self.real_fraction == 1
+
+
+class Classifier(Protocol):
+    """Says what images show."""
+
+    def predict_proba(self, images: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
+        """Class probabilities float32 [N, M] of uint8 images [N, C, H, W]."""
+        ...
 
 
 @dataclass(frozen=True)

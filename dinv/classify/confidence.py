@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinv.classify.store import StoredClassifier
+from dinv.classify.base import Classifier
 from dinv.errors import UserError
 
 
 def class_confidence(
-    classifiers: Sequence[StoredClassifier], images: torch.Tensor, device: torch.device
+    classifiers: Sequence[Classifier], images: torch.Tensor, device: torch.device
 ) -> NDArray[np.float32]:
     """Class probabilities of uint8 images [N, C, H, W], mean over the classifiers, float32 [N, M]."""
     mean: NDArray[np.float32] = np.mean([c.predict_proba(images, device) for c in classifiers], axis=0)

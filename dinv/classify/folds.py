@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from dinv.classify.arms import REAL, Arm
-from dinv.classify.base import LearnerParams, TrainingSet
+from dinv.classify.base import Classifier, LearnerParams, TrainingSet
 from dinv.classify.generated import labelled, prepared
 from dinv.classify.registry import LEARNERS
 from dinv.classify.store import StoredClassifier
-from dinv.classify.teacher import fit_teacher
+from dinv.classify.teacher import find_teachers
 from dinv.errors import UserError
 from dinv.images.image_set import ImageSetReader
 from dinv.rng import derive_seed
@@ -74,11 +74,9 @@ class Scorer:
         fitted = LEARNERS[name].fit(data, self.params, seed, self.device, lambda n: None)
         return StoredClassifier(name, fitted, seed, sum(len(source) for source in data.sources))
 
-    def _teachers(self, real: TrainingSet, seed: int) -> list[StoredClassifier]:
-        """The teacher, or a classifier like the arm's own, of this fold's real images."""
-        if self.params.teacher is not None:
-            return [fit_teacher(real.real, self.params.teacher, self.device)]
-        return [self._fit(real, seed)]
+    def _teachers(self, real: TrainingSet, seed: int) -> Sequence[Classifier]:
+        """The teacher, a classifier like the arm's own, or both, of this fold's real images."""
+        return find_teachers(self.params, real.real, lambda: [self._fit(real, seed)], self.device)
 
 
 def allowed_rows(made: ImageSetReader, held_out: frozenset[str]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dinv.classify.base import LabelledImages, LearnerParams
+from dinv.classify.base import Classifier, LabelledImages, LearnerParams
 from dinv.classify.confidence import (
     class_confidence,
     confident_rows,
@@ -17,11 +17,10 @@ from dinv.classify.confidence import (
     quantile_rows,
     soft_targets,
 )
-from dinv.classify.store import StoredClassifier
 from dinv.images.mapped import MappedImageSet
 from dinv.images.reader import ImageSetReader
 
-Teachers = Callable[[], Sequence[StoredClassifier]]
+Teachers = Callable[[], Sequence[Classifier]]
 
 
 def prepared(

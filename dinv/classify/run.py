@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from dinv.classify.arms import REAL, Arm
-from dinv.classify.base import Advance, LearnerParams, MixedParams, TrainingSet
+from dinv.classify.base import Advance, Classifier, LearnerParams, MixedParams, TrainingSet
 from dinv.classify.choice import Choice, best_share, report
 from dinv.classify.generated import labelled, prepared
 from dinv.classify.registry import LEARNERS
 from dinv.classify.store import StoredClassifier, load_classifiers, save_classifier
-from dinv.classify.teacher import fit_teacher
+from dinv.classify.teacher import find_teachers
 from dinv.execution.params import ExecutionParams
 from dinv.execution.parts import FILES, PartStore, Plan, to_bytes
 from dinv.execution.run import run_parts
@@ -92,12 +92,12 @@ class Trainer:
         """Generated images, filtered and labelled by classifiers of the real ones if asked for."""
         return prepared(reader, range(len(reader)), self.params, self._teachers, self.device)
 
-    def _teachers(self) -> list[StoredClassifier]:
-        """The teacher; else the same learner's classifiers of the real images, which another arm may have
-        trained already.
-        """
-        if self.params.teacher is not None:
-            return [fit_teacher(labelled(self.real, None, self.device), self.params.teacher, self.device)]
+    def _teachers(self) -> Sequence[Classifier]:
+        real = labelled(self.real, None, self.device)
+        return find_teachers(self.params, real, self._own_classifiers, self.device)
+
+    def _own_classifiers(self) -> list[StoredClassifier]:
+        """The same learner's of the real images, which another arm may have trained already."""
         with TemporaryDirectory() as folder:
             self._run("teacher", [self.real], Path(folder) / "classifiers")
             return load_classifiers(Path(folder) / "classifiers")

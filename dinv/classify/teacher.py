@@ -1,8 +1,16 @@
-"""A teacher: logistic regression on frozen features of the real training images."""
+"""Who says what generated images show: logistic regression on frozen features of the real training images,
+classifiers of the learner's own, or both.
+"""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.base import Classifier, LabelledImages, LearnerParams, TrainingSet
+from dinv.classify.confidence import class_confidence
 from dinv.classify.feature_params import TeacherParams
 from dinv.classify.store import StoredClassifier
 
@@ -35,3 +43,33 @@ def fit_teacher(real: LabelledImages, params: TeacherParams, device: torch.devic
     probe = ProbeParams.model_validate({**_PLAIN, "features": params.features, "C": params.C})
     fitted = Probe.fit(TrainingSet([real], real), probe, 0, device, lambda n: None)
     return StoredClassifier("probe", fitted, 0, len(real))
+
+
+@dataclass(frozen=True)
+class Jointly:
+    """p = s p_teacher + (1 - s) p_own, p_own the mean over the learner's own classifiers."""
+
+    teacher: Classifier
+    own: Sequence[Classifier]
+    share: float
+
+    def predict_proba(self, images: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
+        """float32 [N, M], rows sum to 1."""
+        own = class_confidence(self.own, images, device)
+        return self.share * self.teacher.predict_proba(images, device) + (1 - self.share) * own
+
+
+def find_teachers(
+    params: LearnerParams,
+    real: LabelledImages,
+    train_own: Callable[[], Sequence[Classifier]],
+    device: torch.device,
+) -> Sequence[Classifier]:
+    """Whom the parameters say to ask; `train_own` is called only if these are the learner's own classifiers
+    of real images, or they have a part in it.
+    """
+    if params.teacher is None:
+        return train_own()
+    teacher = fit_teacher(real, params.teacher, device)
+    share = params.teacher_share
+    return [teacher] if share == 1 else [Jointly(teacher, train_own(), share)]
