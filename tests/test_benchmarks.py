@@ -1,5 +1,6 @@
 """Every benchmark runs, as little as possible, on the tiny project."""
 
+import json
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import project as projects
 import pytest
 import tiny
 
+from dinv.errors import UserError
 from dinv.images.image_set import ImageSet, save_image_set
 
 NAMES = sorted(path.stem for path in (tiny.ROOT / "benchmarks").glob("*.py"))
@@ -39,6 +41,7 @@ def test_every_benchmark_is_run_here():
         "intake_limits",
         "invert",
         "memory",
+        "methods",
         "on_demand",
         "storage",
         "train",
@@ -122,3 +125,24 @@ def test_storage_compares_every_step(benchmark, tmp_path):
         "push again",
         "checkout",
     ]
+
+
+def test_methods_are_timed_with_what_they_learn_from_and_their_unet_passes_counted(benchmark, created):
+    out = benchmark("methods")
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][1:]
+    names, learning, _, passes, times, _ = zip(*rows, strict=True)
+    assert names == ("| reconstruction", "| inversion") and all(float(t) > 0 for t in times)
+    assert [float(n) for n in passes] == [0, 2 * 3]  # guidance, three steps
+    assert learning[0] == "0"
+    cells = {
+        "fewer": {"generate.inversion.num_inference_steps": 2},
+        "alone": {"generate.inversion.guidance_scale": 1.0},
+    }
+    settings = {"question": "?", "cells": cells, "split": "val", "figure": {"x": "cell"}}
+    (created / "experiments").mkdir()
+    (created / "experiments/costs.yaml").write_text(json.dumps(settings))
+    for options, found in (((), "4.0"), (("--cell", "alone"), "3.0")):
+        line = benchmark("methods", "--experiment", "costs", *options).splitlines()[-1]
+        assert line.startswith("| inversion |") and f"| {found} |" in line
+    with pytest.raises(UserError, match="no such cell of costs; there are fewer, alone"):
+        benchmark("methods", "--experiment", "costs", "--cell", "other")
