@@ -5,17 +5,29 @@
 import ast
 import io
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 import pandas as pd
 from ruamel.yaml import YAML
 
-from dinv.experiments.headline import headline_table
-from dinv.experiments.spec import changed, load_experiment
-from dinv.metrics.tables import markdown
+from dinv.classify.arms import Arm
+from dinv.experiments.headline import headline_table, interval
+from dinv.experiments.spec import Experiment, changed, load_experiment
+from dinv.metrics.image_sets import UNSEEN
+from dinv.metrics.tables import markdown, mean_and_spread
 from dinv.params import parse_params, read_yaml
 
 ROOT = Path(__file__).parents[1]
+SHEET = {  # head of a column: number of image sets, how it is written
+    "Frechet distance": ("domain.frechet_distance", ".2f"),
+    "kernel distance": ("domain.kernel_distance", ".3f"),
+    "precision": ("domain.precision", ".2f"),
+    "recall": ("domain.recall", ".2f"),
+    "density": ("domain.density", ".2f"),
+    "coverage": ("domain.coverage", ".2f"),
+    "share nearer train": ("domain.share_nearer_train", ".2f"),
+}
 
 
 def read(path: str) -> str:
@@ -132,15 +144,77 @@ def best_of(*names: str) -> str:
     """The best with generated images against the best without over the arms of several experiments, which
     have the same cells and grid.
     """
+    found = [_experiment(name) for name in names]
+    rows = pd.concat([_rows(name) for name in names])
+    arms = {name: arm for _, arms in found for name, arm in arms.items()}
+    every = [arm for experiment, _ in found for arm in experiment.arms]
+    return headline_table(rows, found[0][0].model_copy(update={"arms": every}), arms).rstrip()
+
+
+def sheet(name: str, cell: str) -> str:
+    """Markdown: what an experiment found of each arm with generated images in one of its cells: gain in test
+    accuracy, mean ± standard error over choices of labelled images, and means of all that is measured of as
+    many images as most sets have. Empty where a set is smaller. The last line is real images of no arm.
+    """
+    experiment, arms = _experiment(name)
+    wide = _accuracy(name)[cell]
+    means = _of_image_sets(name, cell)
+    lines = []
+    for arm in [*(a for a in experiment.arms if not arms[a].only_real), UNSEEN]:
+        gain, images = "", arm
+        if arm in arms:
+            gains, images = wide[arm] - wide["real"], arms[arm].images.rpartition("/")[2]
+            gain = mean_and_spread(gains.mean(), gains.sem(), sign="+")
+        found = means.loc[images] if images in means.index else {}
+        numbers = {head: f"{found.get(key, nan):{digits}}" for head, (key, digits) in SHEET.items()}
+        lines.append({"arm": arm, "accuracy - real": gain, **numbers})
+    return markdown(pd.DataFrame(lines).replace("nan", "")).rstrip()
+
+
+def orderings(name: str, claims: Sequence[tuple[str, str, str]]) -> str:
+    """Markdown: what others found (text, better arm, worse arm), and the difference in test accuracy here.
+
+    In every cell, mean ± standard error over choices of labelled images. The last column says whether
+    the 95 % t interval of the mean over all cells and choices is above zero (yes), below (no), or holds it.
+    """
+    cells, lines = _accuracy(name), []
+    for text, better, worse in claims:
+        found = {cell: wide[better] - wide[worse] for cell, wide in cells.items()}
+        low, high = interval(pd.concat(found.values()).tolist())
+        line = {cell: mean_and_spread(gain.mean(), gain.sem(), sign="+") for cell, gain in found.items()}
+        verdict = "yes" if low > 0 else "no" if high < 0 else "open"
+        lines.append({"found by others": text, **line, "all": f"{low:+.1f} to {high:+.1f}", "here": verdict})
+    return markdown(pd.DataFrame(lines)).rstrip()
+
+
+def _experiment(name: str) -> tuple[Experiment, dict[str, Arm]]:
     base = read_yaml(ROOT / "params.yaml")
-    experiments = [load_experiment(name, base) for name in names]
-    tables = [io.StringIO(read(f"metrics/experiments/{name}.csv")) for name in names]
-    rows = pd.concat(pd.read_csv(file, dtype=str, keep_default_na=False) for file in tables)
-    arms = {}
-    for experiment in experiments:
-        arms |= parse_params(changed(base, experiment.set, ROOT)).arms
-    every = [arm for experiment in experiments for arm in experiment.arms]
-    return headline_table(rows, experiments[0].model_copy(update={"arms": every}), arms).rstrip()
+    experiment = load_experiment(name, base)
+    return experiment, parse_params(changed(base, experiment.set, ROOT)).arms
+
+
+def _rows(name: str) -> pd.DataFrame:
+    rows = pd.read_csv(io.StringIO(read(f"metrics/experiments/{name}.csv")), dtype=str, keep_default_na=False)
+    return rows.assign(value=pd.to_numeric(rows["value"]))
+
+
+def _accuracy(name: str) -> dict[str, pd.DataFrame]:
+    """By cell: test accuracy in percent, a line per choice and seed, a column per arm."""
+    rows = _rows(name)
+    rows = rows[(rows["metric"] == "top1_accuracy") & (rows["split"] == "test")]
+    return {
+        str(cell): of_cell.pivot(index=["data.seed", "seed"], columns="arm", values="value")
+        for cell, of_cell in rows.groupby("cell", sort=False)
+    }
+
+
+def _of_image_sets(name: str, cell: str) -> pd.DataFrame:
+    """Means over choices of labelled images of what was measured of most images: a line per image set."""
+    rows = _rows(name)
+    rows = rows[(rows["cell"] == cell) & (rows["num_images"] != "")]
+    sizes = rows["num_images"].astype(int)
+    rows = rows[sizes == sizes[rows["metric"] == "domain.coverage"].max()]
+    return rows.groupby(["arm", "metric"])["value"].mean().unstack()
 
 
 def differences(path: str, arm: str, split: str, cell: str) -> str:

@@ -351,3 +351,56 @@ def test_differences_between_cells_known_answer(shown, monkeypatch):
     assert shown.differences("", "mixed", "val", "a").splitlines()[2:] == [
         "| b | +2.00 ± 1.00 | +1.0, +3.0 |"
     ]
+
+
+@pytest.fixture
+def of_methods(shown, monkeypatch):
+    """Two choices of labelled images in two cells, some image sets of two sizes."""
+    monkeypatch.chdir(tiny.ROOT)
+    accuracy = {"real": (50, 60), "mixed": (52, 66), "genie": (49, 60)}
+    rows = [
+        f"{cell},{seed},{arm},{split},0,,top1_accuracy,{values[seed] + (cell == 'b')}"
+        for cell in "ab"
+        for arm, values in accuracy.items()
+        for seed in (0, 1)
+        for split in ("val", "test")
+        if split == "test" or arm != "real"
+    ]
+    sets = {
+        ("inversion", 500): (0.5, 0.7),
+        ("inversion", 50): (0, 0),
+        ("genie", 50): (1, 1),
+        ("unseen", 500): (1, 1),
+    }
+    rows += [
+        f"{cell},{seed},{images},,,{n},domain.{metric},{values[seed]}"
+        for cell in "ab"
+        for (images, n), values in sets.items()
+        for seed in (0, 1)
+        for metric in ("coverage", "recall")
+    ]
+    text = "\n".join(["cell,data.seed,arm,split,seed,num_images,metric,value", *rows])
+    read, name = shown.read, "metrics/experiments/methods.csv"
+    monkeypatch.setattr(shown, "read", lambda path: text if path == name else read(path))
+    experiment, arms = shown._experiment("methods")
+    few = experiment.model_copy(update={"arms": ["real", "mixed", "genie"]})
+    monkeypatch.setattr(shown, "_experiment", lambda name: (few, arms))
+    return shown
+
+
+def test_the_sheet_of_methods_known_answer(of_methods):
+    assert of_methods.sheet("methods", "b").splitlines()[2:] == [
+        "| mixed | +4.00 ± 2.00 |  |  |  | 0.60 |  | 0.60 |  |",
+        "| genie | -0.50 ± 0.50 |  |  |  |  |  |  |  |",
+        "| unseen |  |  |  |  | 1.00 |  | 1.00 |  |",
+    ]
+
+
+def test_what_others_found_known_answer(of_methods):
+    """4 ± 2 in both cells: 2, 6, 2 and 6, whose interval is 4 ± 3.18 x 1.155."""
+    claims = [("more", "mixed", "real"), ("less", "real", "mixed"), ("none", "genie", "real")]
+    assert of_methods.orderings("methods", claims).splitlines()[2:] == [
+        "| more | +4.00 ± 2.00 | +4.00 ± 2.00 | +0.3 to +7.7 | yes |",
+        "| less | -4.00 ± 2.00 | -4.00 ± 2.00 | -7.7 to -0.3 | no |",
+        "| none | -0.50 ± 0.50 | -0.50 ± 0.50 | -1.4 to +0.4 | open |",
+    ]

@@ -22,6 +22,11 @@ from dinv.strategies.registry import STRATEGIES
 
 SHORT = {"num_visits": 2, "num_steps": 2, "num_inversion_steps": 4, "num_inference_steps": 4, "num_starts": 2}
 FEW = {"latent_size": 6, "generator_width": 4, "discriminator_width": 4, "resolution": 16, "batch_size": 2}
+TASKS = {  # images, generator, preset
+    "satellite tiles": ("data/bundled/satellite", "models/satellite-ldm", "satellite"),
+    "blood cells": ("data/bundled/cells", "models/cells-ldm", "cells"),
+    "clothes": ("data/bundled/fashion-mnist", "models/fashion-ldm", "fashion"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,24 +94,78 @@ def test_every_method_makes_as_many_images_of_every_class(runs, place, monkeypat
 
 def test_numbers_are_equal_in_every_run_and_only_the_pool_differs_by_task(runs):
     experiment, made = runs
-    assert len(made) == 12 and experiment.split == "test" and experiment.pool == "data.seed"
+    assert len(made) == 9 and experiment.split == "test" and experiment.pool == "data.seed"
     for run, params in made:
-        task = "satellite" if "satellite" in run.place["cell"] else "cells"
+        root, model, _ = TASKS[run.place["cell"]]
         k = params.data.num_per_class
-        assert run.place["cell"].endswith(f", {k}") and params.data.root == f"data/bundled/{task}"
-        assert params.generate["gan"].num_images_per_class == 10 * k
-        assert params.generate["inversion"].num_images_per_embedding == 10
+        assert k == 5 and params.data.root == root and params.model.path == model
+        assert_numbers(params, 10)
         retrieval = params.generate["retrieval"]
         assert retrieval.input == params.data.root and "mini-sd" in retrieval.features.path  # saw no label
-        assert params.model.path == f"models/{task}-ldm"
         learners = {params.arms[arm].learner for arm in experiment.arms}
         assert learners == {"cnn"} and all(params.arms[a].real for a in experiment.arms[2:])
 
 
+def assert_numbers(params, num_images):
+    """Of each labelled image, by every strategy that is compared."""
+    for block in params.generate.values():
+        if block.strategy == "gan":
+            assert block.num_images_per_class == num_images * params.data.num_per_class
+        elif block.strategy != "reconstruction":
+            found = dict(block)
+            assert found.get("num_images_per_source", found.get("num_images_per_embedding")) == num_images
+
+
+def test_with_twenty_labelled_images_only_the_numbers_differ(runs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny.ROOT)
+        base = read_yaml(Path("params.yaml"))
+        experiment = load_experiment("methods_20", base)
+    fewer = {run.label(): params.model_dump() for run, params in runs[1]}
+    for run in experiment.runs():
+        params = parse_params(changed(base, run.settings, Path("methods_20")))
+        assert params.data.num_per_class == 20 and experiment.arms == runs[0].arms
+        assert_numbers(params, 5)
+        before = dict(leaves(fewer[run.label()]))
+        differ = {path for path, value in leaves(params.model_dump()) if before[path] != value}
+        assert {path.rpartition(".")[2] for path in differ} == {
+            "num_per_class",
+            "num_images_per_source",
+            "num_images_per_embedding",
+            "num_images_per_class",
+        }
+
+
+def test_with_a_lora_only_what_is_learned_differs(runs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tiny.ROOT)
+        base = read_yaml(Path("params.yaml"))
+        experiment = load_experiment("methods_lora", base)
+    without = {run.label(): params.model_dump() for run, params in runs[1]}
+    for run in experiment.runs():
+        params = parse_params(changed(base, run.settings, Path("methods_lora"))).model_dump()
+        learned, tokens = params["invert"].pop("concepts"), params["invert"]["tokens"]
+        same = set(tokens) - {"method", "num_visits"}
+        assert {key: learned[key] for key in same} == {key: tokens[key] for key in same}
+        for name in ("diff_mix", "diff_ii"):
+            adapted, arm = params["generate"].pop(f"{name}_lora"), params["arms"].pop(f"{name}_lora")
+            assert adapted == params["generate"][name] | {"input": "data/learned/concepts"}
+            assert arm == params["arms"][name] | {"images": f"data/generated/{name}_lora"}
+        assert params == without[run.label()]
+
+
+def leaves(tree, path=""):
+    """(path, value) of every parameter."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}", value
+
+
 def test_settings_of_the_tasks_are_those_of_their_presets_but_for_lambda(runs):
     for run, params in runs[1]:
-        task = "satellite" if "satellite" in run.place["cell"] else "cells"
-        preset = read_yaml(tiny.ROOT / f"presets/{task}.yaml")
+        preset = read_yaml(tiny.ROOT / f"presets/{TASKS[run.place['cell']][2]}.yaml")
         del preset["generate"]
         found = params.model_dump()
         for section, values in preset.items():
@@ -143,8 +202,8 @@ def test_every_strategy_has_the_setting_that_won_among_three_on_validation_image
     }  # not among those that are reported
     accuracy = found.set_index(["cell", "arm"])["value"]
     base = read_yaml(tiny.ROOT / "params.yaml")
-    for task in ("satellite tiles", "blood cells"):
-        chosen = next(p for r, p in runs[1] if r.place["cell"] == f"{task}, 5")
+    for task in TASKS:
+        chosen = next(p for r, p in runs[1] if r.place["cell"] == task)
         tried = {
             r.place["cell"]: parse_params(changed(base, r.settings, Path("methods_settings")))
             for r in settings.runs()
