@@ -64,7 +64,7 @@ def test_every_committed_experiment_has_valid_runs_with_different_names(name, mo
     monkeypatch.chdir(tiny.ROOT)
     runs = load_experiment(name, BASE).runs()
     labels = [run.label() for run in runs]
-    assert len(runs) >= 2 and len(set(labels)) == len(labels)
+    assert len(runs) >= 3 and len(set(labels)) == len(labels)
     assert len({str(run.settings) for run in runs}) == len(runs)
 
 

@@ -29,14 +29,20 @@ TASKS = {  # images, generator, preset
 }
 
 
-@pytest.fixture(scope="module")
-def runs():
+def runs_of(name):
+    """An experiment, and its runs with their parameters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny.ROOT)
         base = read_yaml(Path("params.yaml"))
-        experiment = load_experiment("methods", base)
-        made = [(r, parse_params(changed(base, r.settings, Path("methods")))) for r in experiment.runs()]
-    return experiment, made
+        experiment = load_experiment(name, base)
+        return experiment, [
+            (r, parse_params(changed(base, r.settings, Path(name)))) for r in experiment.runs()
+        ]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return runs_of("methods")
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +123,10 @@ def assert_numbers(params, num_images):
 
 
 def test_with_twenty_labelled_images_only_the_numbers_differ(runs):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tiny.ROOT)
-        base = read_yaml(Path("params.yaml"))
-        experiment = load_experiment("methods_20", base)
+    experiment, made = runs_of("methods_20")
+    assert len(made) == 3
     fewer = {run.label(): params.model_dump() for run, params in runs[1]}
-    for run in experiment.runs():
-        params = parse_params(changed(base, run.settings, Path("methods_20")))
+    for run, params in made:
         assert params.data.num_per_class == 20 and experiment.arms == runs[0].arms
         assert_numbers(params, 5)
         before = dict(leaves(fewer[run.label()]))
@@ -137,13 +140,9 @@ def test_with_twenty_labelled_images_only_the_numbers_differ(runs):
 
 
 def test_with_a_lora_only_what_is_learned_differs(runs):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tiny.ROOT)
-        base = read_yaml(Path("params.yaml"))
-        experiment = load_experiment("methods_lora", base)
     without = {run.label(): params.model_dump() for run, params in runs[1]}
-    for run in experiment.runs():
-        params = parse_params(changed(base, run.settings, Path("methods_lora"))).model_dump()
+    for run, made in runs_of("methods_lora")[1]:
+        params = made.model_dump()
         learned, tokens = params["invert"].pop("concepts"), params["invert"]["tokens"]
         same = set(tokens) - {"method", "num_visits"}
         assert {key: learned[key] for key in same} == {key: tokens[key] for key in same}

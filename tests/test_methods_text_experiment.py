@@ -61,12 +61,12 @@ def test_every_method_makes_as_many_images_of_every_class(runs, place, block, mo
 
 def test_numbers_are_equal_in_every_run_and_settings_are_those_of_the_presets(runs):
     experiment, made = runs
-    assert len(made) == 2 and experiment.split == "test" and experiment.pool == "data.seed"
+    assert len(made) == 12 and experiment.split == "test" and experiment.pool == "data.seed"
     for run, params in made:
         preset = "photos_seen" if run.place["cell"].startswith("known") else "photos"
         assert_holds(params.model_dump(), read_yaml(tiny.ROOT / f"presets/{preset}.yaml"))
         k = params.data.num_per_class
-        assert k == 5
+        assert run.place["cell"].endswith(f", {k}")
         for name in ("class_name_prompt", "lecf"):
             assert params.generate[name].num_images_per_class == 10 * k
         for name in ("real_guidance", "genie", "diff_mix", "diff_ii"):
