@@ -21,7 +21,7 @@ class SentenceModel:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=True)
             self._model = AutoModelForSeq2SeqLM.from_pretrained(
-                location, local_files_only=True, use_safetensors=True
+                location, local_files_only=True, use_safetensors=True, dtype=torch.float32
             ).eval()
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:120]

@@ -53,7 +53,9 @@ def dinov2(location: Path, device: torch.device) -> Extractor:
     from transformers import AutoModel, BitImageProcessor  # noqa: PLC0415 - seconds, for the others in vain
 
     processor = BitImageProcessor.from_pretrained(location, local_files_only=True)
-    network = AutoModel.from_pretrained(location, use_safetensors=True, local_files_only=True)
+    network = AutoModel.from_pretrained(
+        location, use_safetensors=True, local_files_only=True, dtype=torch.float32
+    )
     return _transformer(processor, network, "pooler_output", device)
 
 
@@ -63,7 +65,7 @@ def clip(location: Path, device: torch.device) -> Extractor:
 
     processor = CLIPImageProcessor.from_pretrained(location, local_files_only=True)
     network = CLIPVisionModelWithProjection.from_pretrained(
-        location, use_safetensors=True, local_files_only=True
+        location, use_safetensors=True, local_files_only=True, dtype=torch.float32
     )
     return _transformer(processor, network, "image_embeds", device)
 
