@@ -1,17 +1,21 @@
-"""Files that may lie on the Hugging Face hub, pinned by a small YAML file that DVC can watch."""
+"""Networks in folders, or on the Hugging Face hub, pinned there by a small YAML file that DVC can watch."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from safetensors import SafetensorError
 
 from dinv.errors import UserError
 
 # Copies of the same weights, which nothing reads.
 _NOT_NEEDED = ["*.fp16.safetensors", "*.non_ema.safetensors"]
+# What loading a damaged or foreign folder ends in.
+DAMAGED = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
 _EXAMPLE = "{repo_id: owner/name, revision: the commit's 40 hexadecimal digits}"
 
 
@@ -84,3 +88,24 @@ def _snapshot(path: Path, pin: Pin, patterns: Sequence[str], local_files_only: b
             f"{path}: {pin.repo_id} at {pin.revision} cannot be fetched from the hub ({reason}); check both "
             "values and the network, or give a local folder"
         ) from error
+
+
+def load_whole(kind: Any, folder: Path, **options: Any) -> Any:
+    """The network that diffusers' or transformers' class `kind` has in a folder of safetensors, in eval mode.
+
+    Both fill in random numbers for weights that a file lacks, and warn.
+
+    Raises:
+        DAMAGED: it cannot be loaded, or lacks a weight.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        network, found = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+    finally:
+        logging.disable(before)
+    if missing := sorted(map(str, found["missing_keys"])):
+        raise ValueError(f"{missing[0]} is missing")
+    return network.eval()

@@ -8,7 +8,9 @@ import shutil
 
 import pytest
 import tiny
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dinv.diffusion.loading import load_model, model_digest
 from dinv.errors import UserError
@@ -254,6 +256,32 @@ def test_truncated_weights(tmp_path, name):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"{name}: cannot be loaded .*fetch it again"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+def test_weights_that_lack_one(tmp_path, name):
+    """The libraries would fill it with random numbers."""
+    tiny.save_tiny_model(tmp_path)
+    (path,) = (tmp_path / name).glob("*.safetensors")
+    tensors = load_file(path)
+    lost = sorted(tensors)[-1]
+    del tensors[lost]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=rf"{name}: cannot be loaded \(.*is missing\); fetch it again"):
+        load(tmp_path).empty_prompt_embeds(3)
+
+
+def test_an_autoencoder_with_the_old_names_of_stable_diffusion_1_is_whole(tmp_path):
+    tiny.save_tiny_model(tmp_path)
+    path = tmp_path / "vae/diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    expected = load(tmp_path).vae.state_dict()
+    pattern = re.compile(r"(?<=\.)(to_q|to_k|to_v|to_out\.0)(?=\.)")
+    tensors = {pattern.sub(lambda m: old[m[0]], name): value for name, value in load_file(path).items()}
+    assert tensors.keys() != expected.keys()
+    save_file(tensors, path, {"format": "pt"})
+    found = load(tmp_path).vae.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_pickled_weights_are_never_loaded(tmp_path):

@@ -1,5 +1,6 @@
 """Networks that turn images into features: the shipped one, and tiny random ones that the tests save."""
 
+import json
 import shutil
 from unittest import mock
 
@@ -8,6 +9,8 @@ import pytest
 import tiny
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from transformers import (
     BitImageProcessor,
@@ -85,6 +88,32 @@ def test_any_images_have_features_that_do_not_depend_on_the_batch(networks, name
     scale = together.abs().max().item()
     assert torch.allclose(together[1:2], extract(images[1:2]), atol=1e-3 * scale)
     assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_half_precision_is_how_weights_are_stored_not_how_features_are_computed(networks, name, tmp_path):
+    location, _ = networks[name]
+    images = tiny.random_images(3, 28)
+    features = []
+    for dtype in (torch.float16, torch.float32):
+        folder = shutil.copytree(location, tmp_path / str(dtype))
+        tensors = load_tensors(folder / "model.safetensors")
+        rounded = {key: value.half().to(dtype) for key, value in tensors.items()}
+        save_tensors(rounded, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}))
+        features.append(load_extractor(name, folder, CPU)(images))
+    assert torch.equal(*features)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_a_network_that_lacks_a_weight_is_refused(networks, name, tmp_path):
+    folder = shutil.copytree(networks[name][0], tmp_path / name)
+    tensors = load_tensors(folder / "model.safetensors")
+    tensors.pop(next(key for key in sorted(tensors) if "layer" in key))
+    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"{name} at .* cannot be loaded \(.* is missing\)"):
+        load_extractor(name, folder, CPU)
 
 
 def test_inception_features_are_torch_fidelitys(networks):

@@ -15,7 +15,7 @@ from dinv.classify.registry import LEARNERS
 from dinv.errors import UserError
 from dinv.files import part_paths
 
-BATCH_SIZE = 100  # with larger ones the allocator returns memory after every layer: 2.4 times as long on a CPU
+BATCH_SIZE = 100  # the allocator returns the memory of larger ones after every layer
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import fetch_model
 from dinv.errors import UserError
+from dinv.hub import DAMAGED, load_whole
 
 FOLDERS = ("image_encoder", "feature_extractor")
 Encode = Callable[[NDArray[np.uint8]], torch.Tensor]
@@ -45,13 +45,11 @@ def load_image_encoder(folder: Path, device: torch.device) -> Encode:
 
     try:
         processor = CLIPImageProcessor.from_pretrained(folder / FOLDERS[1], local_files_only=True)
-        encoder = CLIPVisionModelWithProjection.from_pretrained(
-            folder / FOLDERS[0], local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        encoder = load_whole(CLIPVisionModelWithProjection, folder / FOLDERS[0], dtype=torch.float32)
+    except DAMAGED as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{folder}: its image encoder cannot be loaded ({reason}); fetch it again") from error
-    encoder = encoder.float().eval().to(device)
+    encoder.to(device)
 
     @torch.no_grad()
     def encode(images: NDArray[np.uint8]) -> torch.Tensor:

@@ -4,18 +4,18 @@ Only safetensors weights are read; nothing is unpickled.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion, read_schedule
 from dinv.diffusion.params import ModelParams
 from dinv.errors import UserError
 from dinv.files import digest_of, file_digest
-from dinv.hub import resolve
+from dinv.hub import DAMAGED, load_whole, resolve
 
 _USED = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 _OF_VARIATIONS = ("image_encoder", "feature_extractor")  # the latter alone is a safety checker's
@@ -59,30 +59,23 @@ def load_model(folder: Path, params: ModelParams, device: torch.device) -> Laten
 
     if params.dtype == "float16" and device.type == "cpu":
         raise UserError("model.dtype = 'float16': needs a GPU; use float32 or bfloat16 on the CPU")
-    dtype = getattr(torch, params.dtype)
-    options = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    unet = _component(folder, "unet", UNet2DConditionModel.from_pretrained, options)
-    vae = _component(folder, "vae", AutoencoderKL.from_pretrained, options)
+    options = {"torch_dtype": getattr(torch, params.dtype)}
+    unet = _network(UNet2DConditionModel, folder / "unet", options)
+    vae = _network(AutoencoderKL, folder / "vae", options)
     for module in (unet, vae):
-        module.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        module.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
     model = LatentDiffusion(vae, unet, read_schedule(folder), _empty_prompt(folder), params)
     model.check()
     return model
 
 
-def _component(
-    folder: Path, name: str, load: Callable[..., torch.nn.Module], options: dict[str, Any]
-) -> torch.nn.Module:
-    if not (folder / name / "config.json").is_file():
+def _network(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+    if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder / name}: no config.json; model.path must be a model in diffusers layout with "
+            f"{folder}: no config.json; model.path must be a model in diffusers layout with "
             "vae/, unet/ and scheduler/"
         )
-    try:
-        return load(folder, subfolder=name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{folder / name}: cannot be loaded ({reason}); fetch it again") from error
+    return _part(partial(load_whole, kind, **options), folder)
 
 
 def _empty_prompt(folder: Path) -> torch.Tensor | None:
@@ -94,19 +87,17 @@ def _empty_prompt(folder: Path) -> torch.Tensor | None:
         return None
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: PLC0415 - takes seconds
 
-    options = {"local_files_only": True}
-    tokenizer = _component_of_text(folder, "tokenizer", CLIPTokenizer.from_pretrained, options)
-    options |= {"use_safetensors": True}
-    encoder = _component_of_text(folder, "text_encoder", CLIPTextModel.from_pretrained, options)
+    tokenizer = _part(partial(CLIPTokenizer.from_pretrained, local_files_only=True), folder / "tokenizer")
+    encoder = _part(partial(load_whole, CLIPTextModel, dtype=torch.float32), folder / "text_encoder")
     length = tokenizer.model_max_length
     ids = tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids
     with torch.no_grad():
-        return encoder.float().eval()(ids).last_hidden_state[0]
+        return encoder(ids).last_hidden_state[0]
 
 
-def _component_of_text(folder: Path, name: str, load: Callable[..., Any], options: dict[str, Any]) -> Any:
+def _part(load: Callable[[Path], Any], folder: Path) -> Any:
     try:
-        return load(folder / name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        return load(folder)
+    except DAMAGED as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{folder / name}: cannot be loaded ({reason}); fetch it again") from error
+        raise UserError(f"{folder}: cannot be loaded ({reason}); fetch it again") from error

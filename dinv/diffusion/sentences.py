@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from dinv.errors import UserError
+from dinv.hub import DAMAGED, load_whole
 from dinv.rng import derive_seed
 
 MAX_TOKENS = 32
@@ -20,10 +20,8 @@ class SentenceModel:
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=True)
-            self._model = AutoModelForSeq2SeqLM.from_pretrained(
-                location, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            ).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+            self._model = load_whole(AutoModelForSeq2SeqLM, location, dtype=torch.float32)
+        except DAMAGED as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"{location}: not a text-to-text model ({reason})") from error
 

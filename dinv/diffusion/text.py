@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.loading import fetch_model
 from dinv.errors import UserError
+from dinv.hub import DAMAGED, load_whole
 
 
 class TextEncoder:
@@ -60,15 +60,13 @@ def _load(folder: Path) -> TextEncoder:
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        encoder = load_whole(CLIPTextModel, folder / "text_encoder", dtype=torch.float32)
+    except DAMAGED as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{folder}: its tokenizer or text encoder cannot be loaded ({reason}); fetch it again"
         ) from error
-    return TextEncoder(tokenizer, encoder.float().eval())
+    return TextEncoder(tokenizer, encoder)
 
 
 def prompt_for(template: str, class_name: str) -> str:

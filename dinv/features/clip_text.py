@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 
 from dinv.errors import UserError
 from dinv.files import digest_of, file_digest
+from dinv.hub import DAMAGED, load_whole
 
 CLIP_FILES = ("*.json", "*.safetensors", "*.txt")
 _BATCH = 100  # texts encoded together; not a setting
@@ -104,13 +104,8 @@ def _load(location: Path) -> tuple[Any, Any]:
         if "text_config" not in json.loads((location / "config.json").read_text()):
             raise ValueError("config.json has no text_config")
         tokenizer = CLIPTokenizer.from_pretrained(location, local_files_only=True)
-        loaded: Any = CLIPModel.from_pretrained(
-            location, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        model, missing = loaded[0], sorted(map(str, loaded[1]["missing_keys"]))
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        model = load_whole(CLIPModel, location, dtype=torch.float32)
+    except DAMAGED as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{location}: not a CLIP model with both encoders ({reason})") from error
-    if missing:  # transformers makes random weights of them
-        raise UserError(f"{location}: not a CLIP model with both encoders ({missing[0]} is missing)")
-    return tokenizer, model.float().eval().requires_grad_(False)
+    return tokenizer, model.requires_grad_(False)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from dinv.errors import UserError
 from dinv.features.network import IMAGE_SIZE, load_network
+from dinv.hub import DAMAGED, load_whole
 from dinv.images.resize import convert_batch
 
 Extractor = Callable[[NDArray[np.uint8]], torch.Tensor]
@@ -53,9 +53,7 @@ def dinov2(location: Path, device: torch.device) -> Extractor:
     from transformers import AutoModel, BitImageProcessor  # noqa: PLC0415 - seconds, for the others in vain
 
     processor = BitImageProcessor.from_pretrained(location, local_files_only=True)
-    network = AutoModel.from_pretrained(
-        location, use_safetensors=True, local_files_only=True, dtype=torch.float32
-    )
+    network = load_whole(AutoModel, location, dtype=torch.float32)
     return _transformer(processor, network, "pooler_output", device)
 
 
@@ -64,9 +62,7 @@ def clip(location: Path, device: torch.device) -> Extractor:
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection  # noqa: PLC0415 - as above
 
     processor = CLIPImageProcessor.from_pretrained(location, local_files_only=True)
-    network = CLIPVisionModelWithProjection.from_pretrained(
-        location, use_safetensors=True, local_files_only=True, dtype=torch.float32
-    )
+    network = load_whole(CLIPVisionModelWithProjection, location, dtype=torch.float32)
     return _transformer(processor, network, "image_embeds", device)
 
 
@@ -82,14 +78,14 @@ def load_extractor(name: str, location: Path, device: torch.device) -> Extractor
     """Load a network; raises UserError when its files are missing, damaged or of another kind."""
     try:
         extract = EXTRACTORS[name](location, device)
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except (*DAMAGED, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"measure.features: {name} at {location} cannot be loaded ({reason})") from error
     return torch.no_grad()(lambda images: extract(images).float().cpu())
 
 
 def _transformer(processor: Any, network: torch.nn.Module, output: str, device: torch.device) -> Extractor:
-    network.to(device).eval()
+    network.to(device)
 
     def extract(images: NDArray[np.uint8]) -> torch.Tensor:
         pixels = processor(images=list(_rgb(images)), return_tensors="pt")["pixel_values"]
