@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from test_pretraining import DOMAINS, call, digests, save_parquet
 
+from dinv.diffusion.image_encoder import load_image_encoder
 from dinv.errors import UserError
 from dinv.features.extractors import load_extractor
 from dinv.sources import image_folder
@@ -22,6 +23,7 @@ from models.pretraining import loop, measure
 from models.pretraining.clip import clip_loss, image_features, load_clip
 from models.pretraining.data import captions_of, load_captioned, load_images
 from models.pretraining.domain import load_domain
+from models.pretraining.image_encoder import Frozen, ImageEmbedding
 from models.pretraining.loop import start_from
 from models.pretraining.mosaics import read_mosaics
 from models.pretraining.text import MAX_LENGTH, Captions, TextEncoder, ids_of, train_tokenizer
@@ -30,7 +32,7 @@ from models.pretraining.vae import autoencoder
 
 NAMES = ["trilobite", "slug, slimy thing", "lion, king of beasts, Panthera leo", "goldfish"]
 NUM_PHOTOS, NUM_TILES = 40, 16  # the last of each are at hand as unseen ones, too
-STEPS = ["vae", "clip", "encoder", "unet", "vae --decoder-only"]
+STEPS = ["vae", "clip", "encoder", "unet", "image_encoder", "vae --decoder-only"]
 
 
 def save_mosaics(folder, n=NUM_PHOTOS):
@@ -115,6 +117,18 @@ def test_the_clip_folder_is_a_feature_network(models):
 
 
 @pytest.mark.slow
+def test_the_image_encoder_learns_from_clip_for_the_frozen_unet(models):
+    images = tiny.random_images(3, 32)
+    clip, _ = load_clip(models.whole)
+    found = load_image_encoder(models.whole, torch.device("cpu"))(images)
+    with torch.no_grad():
+        started = ImageEmbedding(clip)(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)[:, 0]
+    assert found.shape == (3, 128), "the width of the UNet's cross-attention"
+    near = (found - started).norm() / started.norm()
+    assert 0 < near < 0.5, "two steps away"
+
+
+@pytest.mark.slow
 def test_training_the_decoder_alone_keeps_latents(models):
     vae = AutoencoderKL.from_pretrained(models.whole / "vae")
     assert vae.config.scaling_factor == models.first_vae.config.scaling_factor
@@ -141,6 +155,14 @@ def test_it_is_measured_on_unseen_images_of_each_source(models, data, capsys, mo
         assert {"loss_own_tokens", "loss_own_caption", "loss_empty_prompt"} <= part.keys()
         assert 0 <= part["clip_zero_shot_accuracy"] <= 1
     assert (models.whole / "samples.png").exists()
+
+
+def test_an_image_encoder_needs_a_finished_model(tmp_path):
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(
+        UserError, match=r"unet: no such folder; run python -m models\.pretraining\.unet first"
+    ):
+        Frozen(tmp_path)
 
 
 def test_a_missing_clip_is_named(tmp_path):

@@ -89,15 +89,18 @@ def zero_shot_accuracy(clip: Any, tokenizer: Any, data: Captioned) -> float:
     return float((torch.cat(parts).argmax(1) == data.kinds).float().mean())
 
 
+def image_processor() -> Any:
+    """Images of 32 pixels in [-1, 1]."""
+    size, crop_size = {"shortest_edge": IMAGE_SIZE}, {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    half = [0.5, 0.5, 0.5]
+    return CLIPImageProcessor(size=size, crop_size=crop_size, image_mean=half, image_std=half)
+
+
 def save(clip: Any, tokenizer: Any, output: Path) -> None:
     """Write clip/, which dinv's `network: clip` reads, and its text side as text_encoder/; float16."""
     clip.half().save_pretrained(output / "clip")
     tokenizer.save_pretrained(output / "clip")
-    side = {"shortest_edge": IMAGE_SIZE}, {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    half = [0.5, 0.5, 0.5]
-    CLIPImageProcessor(size=side[0], crop_size=side[1], image_mean=half, image_std=half).save_pretrained(
-        output / "clip"
-    )
+    image_processor().save_pretrained(output / "clip")
     text = CLIPTextModel(clip.config.text_config)
     getattr(text, "text_model", text).load_state_dict(clip.text_model.state_dict())  # as transformers has it
     text.half().save_pretrained(output / "text_encoder")
@@ -110,8 +113,10 @@ def load_clip(output: Path) -> tuple[Any, Any]:
 
 
 def load_photos(args: Any, domain: Domain) -> Captioned:
-    if not domain.sources or domain.clip is None:
-        raise UserError(f"{args.domain}: needs sources and clip; see models/domains/photos.yaml")
+    if not domain.sources or domain.clip is None or domain.image_encoder is None:
+        raise UserError(
+            f"{args.domain}: needs sources, clip and image_encoder; see models/domains/photos.yaml"
+        )
     return load_captioned(args.images, domain)
 
 

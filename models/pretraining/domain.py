@@ -72,7 +72,8 @@ class Domain(Section):
     views: Views
     unet: Layered
     features: Training
-    clip: Training | None = None  # of captioned images only
+    clip: Training | None = None  # this and the next of captioned images only
+    image_encoder: Training | None = None
 
 
 def load_domain(path: Path) -> Domain:
