@@ -67,12 +67,13 @@ def test_numbers_are_equal_in_every_run_and_settings_are_those_of_the_presets(ru
         assert_holds(params.model_dump(), read_yaml(tiny.ROOT / f"presets/{preset}.yaml"))
         k = params.data.num_per_class
         assert run.place["cell"].endswith(f", {k}")
+        of_each = {5: 10, 20: 5}[k]  # as methods and methods_20
         for name in ("class_name_prompt", "lecf"):
-            assert params.generate[name].num_images_per_class == 10 * k
-        for name in ("real_guidance", "genie", "diff_mix", "diff_ii"):
-            assert params.generate[name].num_images_per_source == 10
-        assert params.generate["inversion"].num_images_per_embedding == 10
-        assert {a for a in params.arms if params.arms[a].learner == "cnn"} == {"real", "mixed", *TEXT}
+            assert params.generate[name].num_images_per_class == of_each * k
+        for name in ("real_guidance", "genie", "diff_mix", "diff_ii", "variation"):
+            assert params.generate[name].num_images_per_source == of_each
+        assert params.generate["inversion"].num_images_per_embedding == of_each
+        assert {a for a in params.arms if params.arms[a].learner == "cnn"} == {"real", "mixed", "variation", *TEXT}
 
 
 def test_prompts_of_the_longest_name_fit_the_clip(runs):
