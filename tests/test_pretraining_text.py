@@ -126,6 +126,8 @@ def test_the_image_encoder_learns_from_clip_for_the_frozen_unet(models):
     assert found.shape == (3, 128), "the width of the UNet's cross-attention"
     near = (found - started).norm() / started.norm()
     assert 0 < near < 0.5, "two steps away"
+    report = json.loads((models.whole / "measured_image_encoder.json").read_text())
+    assert len(report) == 3 and all(len(part) == 4 for part in report.values())
 
 
 @pytest.mark.slow

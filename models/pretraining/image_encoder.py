@@ -2,13 +2,14 @@ r"""Step for captioned images: train an image encoder for the finished UNet, as 
 
 Pinkney (2022) fine-tunes Stable Diffusion's UNet on the embeddings of a frozen CLIP. Here the UNet, which
 text and tokens share, stays as it is and CLIP's vision side learns: what single token makes the UNet denoise
-this image best? Writes image_encoder/ and feature_extractor/, a moving average of the weights, and prints
-the denoising loss on unseen images.
+this image best? Writes image_encoder/ and feature_extractor/, a moving average of the weights, and denoising
+losses on unseen images.
 
     python -m models.pretraining.image_encoder --domain models/domains/photos.yaml --images data \
         --output models/mini-sd
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from dinv.errors import UserError
+from dinv.files import write_json
 from models.pretraining.clip import image_processor, load_clip, load_photos
 from models.pretraining.data import load_captioned
 from models.pretraining.domain import load_domain, random_symmetries
@@ -62,18 +64,19 @@ class Frozen:
 
 
 @torch.no_grad()
-def losses(encoder: ImageEmbedding, frozen: Frozen, images: torch.Tensor, empty: torch.Tensor) -> str:
-    """Denoising loss with the image's own embedding, another image's, zeros and the empty prompt [L, D]."""
+def losses(
+    encoder: ImageEmbedding, frozen: Frozen, images: torch.Tensor, empty: torch.Tensor
+) -> dict[str, float]:
+    """Denoising loss with an image's own embedding, other conditions, the empty prompt [L, D]."""
     own = torch.cat([encoder(batch) for batch in images.split(250)])
     conditions = {
-        "its own": own,
-        "another image's": own.roll(1, 0),
-        "zeros": torch.zeros_like(own),
-        "the empty prompt": empty.expand(len(own), -1, -1),
+        "loss_own_embedding": own,
+        "loss_embedding_of_another": own.roll(1, 0),
+        "loss_zeros": torch.zeros_like(own),
+        "loss_empty_prompt": empty.expand(len(own), -1, -1),
     }
     latents = torch.cat([frozen.latents(batch) for batch in images.split(250)])
-    values = {name: denoising_loss(frozen.unet, latents, c) for name, c in conditions.items()}
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return {name: round(denoising_loss(frozen.unet, latents, c), 5) for name, c in conditions.items()}
 
 
 def save(encoder: ImageEmbedding, output: Path) -> None:
@@ -102,9 +105,12 @@ def main() -> None:
     assert domain.image_encoder  # load_photos
     training = settings(domain.image_encoder, args)
     average = train(model, loss_of, len(data.images), "image_encoder", training, args, ema_decay=EMA_DECAY)
+    report = {}
     for number, source in enumerate(domain.sources):
         images = unseen.images[unseen.sources == number]
-        print(f"{source.path}, loss with {losses(average, frozen, images[some(images)], empty)}")
+        report[source.path] = losses(average, frozen, images[some(images)], empty)
+    print(json.dumps(report, indent=2))
+    write_json(args.output / "measured_image_encoder.json", report)
     save(average, args.output)
 
 
