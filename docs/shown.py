@@ -42,9 +42,20 @@ def table(path: str) -> str:
 
 def only(text: str, *names: str) -> str:
     """Some columns of a Markdown table."""
-    lines = text.splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    head, *rows = _cells(text)
     return markdown(pd.DataFrame(rows, columns=head)[list(names)]).rstrip()
+
+
+def turned(text: str) -> str:
+    """A Markdown table with its columns as lines."""
+    head, *rows = zip(*_cells(text), strict=True)
+    return markdown(pd.DataFrame(rows, columns=head)).rstrip()
+
+
+def _cells(text: str) -> list[list[str]]:
+    """Head and lines of a Markdown table."""
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    return [head, *rows]
 
 
 def means(

@@ -125,6 +125,7 @@ def test_committed_results_are_shown():
 def test_columns_known_answer(shown):
     table = "| a | b |\n|---|---|\n| 2 | 3 |\n| 4 | 5 |"
     assert shown.only(table, "b") == "| b |\n|---|\n| 3 |\n| 5 |"
+    assert shown.turned(table) == "| a | 2 | 4 |\n|---|---|---|\n| b | 3 | 5 |"
 
 
 def test_means_known_answer(shown, monkeypatch):
