@@ -73,7 +73,12 @@ def test_numbers_are_equal_in_every_run_and_settings_are_those_of_the_presets(ru
         for name in ("real_guidance", "genie", "diff_mix", "diff_ii", "variation"):
             assert params.generate[name].num_images_per_source == of_each
         assert params.generate["inversion"].num_images_per_embedding == of_each
-        assert {a for a in params.arms if params.arms[a].learner == "cnn"} == {"real", "mixed", "variation", *TEXT}
+        assert {a for a in params.arms if params.arms[a].learner == "cnn"} == {
+            "real",
+            "mixed",
+            "variation",
+            *TEXT,
+        }
 
 
 def test_prompts_of_the_longest_name_fit_the_clip(runs):
