@@ -26,7 +26,7 @@ from models.pretraining.domain import load_domain, random_symmetries
 from models.pretraining.loop import EMA_DECAY, argument_parser, mixed_precision, settings, train
 from models.pretraining.measure import denoising_loss, some
 from models.pretraining.text import TextEncoder
-from models.pretraining.unet import noise_schedule
+from models.pretraining.unet import latent_means, noise_schedule
 
 
 class ImageEmbedding(nn.Module):
@@ -57,11 +57,6 @@ class Frozen:
         self.vae.eval().requires_grad_(False)
         self.unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    @torch.no_grad()
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """Scaled latent means [B, 8, 8, 8]."""
-        return self.vae.encode(images).latent_dist.mean.float() * self.vae.config.scaling_factor
-
 
 @torch.no_grad()
 def losses(
@@ -75,7 +70,7 @@ def losses(
         "loss_zeros": torch.zeros_like(own),
         "loss_empty_prompt": empty.expand(len(own), -1, -1),
     }
-    latents = torch.cat([frozen.latents(batch) for batch in images.split(250)])
+    latents = torch.cat([latent_means(frozen.vae, batch) for batch in images.split(250)])
     return {name: round(denoising_loss(frozen.unet, latents, c), 5) for name, c in conditions.items()}
 
 
@@ -96,7 +91,7 @@ def main() -> None:
     def loss_of(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images = random_symmetries(data.images[ids], domain.symmetries)
         with mixed_precision():
-            clean = frozen.latents(images)
+            clean = latent_means(frozen.vae, images)
             noise, t = torch.randn_like(clean), torch.randint(0, 1000, (len(ids),))
             predicted = frozen.unet(scheduler.add_noise(clean, noise, t), t, model(images)).sample
         loss = (predicted.float() - noise).square().mean()

@@ -102,6 +102,12 @@ def load_encoder(path: Path, domain: Domain) -> Contrastive:
     return model.eval()
 
 
+@torch.no_grad()
+def latent_means(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """Images [B, C, 32, 32] -> scaled means, float32 [B, 8, 8, 8]."""
+    return vae.encode(images).latent_dist.mean.float() * vae.config.scaling_factor
+
+
 class Encoders:
     """The frozen networks of steps 1 and 2."""
 
@@ -112,8 +118,7 @@ class Encoders:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [B, C, 32, 32] -> scaled latent means [B, 8, 8, 8] and tokens [B, K, D]."""
-        means = self.vae.encode(images).latent_dist.mean
-        return means * self.vae.config.scaling_factor, self.encoder(images)
+        return latent_means(self.vae, images), self.encoder(images)
 
 
 def encode_all(encode: Encoders, images: torch.Tensor, symmetries: int) -> TensorDataset:
