@@ -632,15 +632,30 @@ def test_a_pool_of_parquet_files_is_read_like_one_of_pictures(tmp_path, real):
 
 
 def test_a_pool_of_idx_files_is_their_images_in_order():
-    """The bundled clothes, of all files; their labels have no names."""
+    """The bundled clothes, of all files."""
     folder = tiny.ROOT / "data/bundled/fashion-mnist"
     train, test = (read_idx(folder / f"{name}-images-idx3-ubyte.gz") for name in ("train", "t10k"))
     pool = Pool(folder, (28, 28, 1), "squash")
     assert len(pool) == len(train) + len(test) and len(set(pool.ids)) == len(pool)
     rows = [pool.ids.index(name) for name in ("train/17", "t10k/0", "t10k/9")]
     assert (pool.take(rows).images[..., 0] == np.stack([train[17], test[0], test[9]])).all()
-    with pytest.raises(UserError, match="classes of idx files have no names"):
-        pool.classes(rows)
+
+
+def test_labels_of_idx_files_stand_for_the_classes_of_the_task(tmp_path):
+    folder, names = tmp_path / "pool", [f"class {k}" for k in range(10)]
+    shutil.copytree(tiny.ROOT / "data/bundled/fashion-mnist", folder)
+    pool = Pool(folder, (28, 28, 1), "squash")
+    labels = read_idx(folder / "t10k-labels-idx1-ubyte.gz")
+    rows = [pool.ids.index(f"t10k/{i}") for i in (0, 1, 7)]
+    assert pool.classes(rows, names) == [names[labels[i]] for i in (0, 1, 7)]
+    with pytest.raises(UserError, match=r"t10k-labels.*label 9, but the task has 9 classes"):
+        pool.classes(rows, names[:9])
+    tiny.write_idx(folder / "t10k-labels-idx1-ubyte.gz", labels[:-1])
+    with pytest.raises(UserError, match="not one label for each image of t10k-images"):
+        pool.classes(rows, names)
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(UserError, match=r"t10k-labels.*no such file"):
+        pool.classes(rows, names)
 
 
 def test_a_pool_that_cannot_be_used_is_refused(tmp_path, real):

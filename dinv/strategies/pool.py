@@ -50,12 +50,19 @@ class Pool:
         images = np.stack([self._square(row) for row in rows])
         return ImageSet(images, np.zeros(len(rows), np.int64), [self.ids[row] for row in rows], [""])
 
-    def classes(self, rows: Sequence[int]) -> list[str]:
+    def classes(self, rows: Sequence[int], numbered: Sequence[str]) -> list[str]:
         """Names of the rows' classes: a picture's outermost folder, or a file's column `label` or `class`.
 
+        Args:
+            rows: of the pool.
+            numbered: names that stand for the numbers in the label files of idx files.
+
         Raises:
-            UserError: a file has no such column, or it holds numbers.
+            UserError: a file has no such column, or it holds numbers; labels of idx files are missing,
+                damaged or out of range.
         """
+        if isinstance(self._files, _IdxPictures):
+            return [numbered[label] for label in self._files.labels(len(numbered))[list(rows)]]
         return [self._files.class_of(row) for row in rows]
 
     def _square(self, row: int) -> NDArray[np.uint8]:
@@ -125,7 +132,7 @@ class _IdxPictures:
     """Grey images in files as MNIST's; their labels are numbers without names."""
 
     def __init__(self, paths: Sequence[Path]):
-        self._folder, self._images = paths[0].parent, [read_idx(path) for path in paths]
+        self._paths, self._images = paths, [read_idx(path) for path in paths]
         self._starts = np.cumsum([0, *(len(images) for images in self._images)])
         names = [path.name.partition("-images-")[0] for path in paths]
         self.ids = [
@@ -138,8 +145,21 @@ class _IdxPictures:
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
         return Image.fromarray(self._images[file][row - self._starts[file]])
 
-    def class_of(self, row: int) -> str:
-        raise UserError(f"{self._folder}: classes of idx files have no names; set labels to none")
+    def labels(self, num_classes: int) -> NDArray[np.uint8]:
+        """Of every row."""
+        return np.concatenate([self._labels(i, num_classes) for i in range(len(self._paths))])
+
+    def _labels(self, file: int, num_classes: int) -> NDArray[np.uint8]:
+        images = self._paths[file]
+        path = images.with_name(images.name.replace("images-idx3", "labels-idx1"))
+        found = read_idx(path)
+        if found.shape != (len(self._images[file]),):
+            raise UserError(f"{path}: not one label for each image of {images.name}; set labels to none")
+        if found.max(initial=0) >= num_classes:
+            raise UserError(
+                f"{path}: label {found.max()}, but the task has {num_classes} classes; fetch its own"
+            )
+        return found
 
 
 def _open(folder: Path) -> _PictureFiles | _ParquetPictures | _IdxPictures:

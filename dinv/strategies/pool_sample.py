@@ -84,7 +84,7 @@ class PoolSample:
             self._require(len(shuffled), len(self), "images")
             return shuffled[: len(self)], None
         names = self.real.class_names
-        found = self.pool.classes(shuffled)
+        found = self.pool.classes(shuffled, names)
         each = -(-len(self) // len(names))
         queues = [[row for row, name in zip(shuffled, found, strict=True) if name == k] for k in names]
         for name, queue in zip(names, queues, strict=True):
