@@ -8,13 +8,18 @@ import tiny
 from dinv.experiments.spec import changed, load_experiment
 from dinv.params import parse_params, read_yaml
 
+TASKS = {  # model: preset, images of each class in the sample's training part
+    "models/satellite-ldm": ("satellite", 200),
+    "models/cells-ldm": ("cells", 180),
+    "models/fashion-ldm": ("fashion", 500),
+}
 OWN = {
     "fixmatch": {"real_fraction", "unlabelled_weight", "unlabelled_ratio"},
     "oracle": {"soft_labels", "teacher_weight", "teacher"},
 }
 
 
-@pytest.fixture(scope="module", params=["unlabelled", "decomposition"])
+@pytest.fixture(scope="module", params=["unlabelled", "decomposition", "decomposition_tasks"])
 def runs(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny.ROOT)
@@ -27,12 +32,13 @@ def runs(request):
 def test_nothing_is_chosen_on_test_images_and_labelled_images_vary(runs):
     experiment, made = runs
     assert experiment.split == "val" and experiment.pool == "data.seed"
-    assert len(made) == 3 * len({params.data.num_per_class for params in made})
+    runs_of = {(params.model.path, params.data.num_per_class, params.data.seed) for params in made}
+    assert len(made) == 3 * len({run[:2] for run in runs_of}) == len(runs_of)
 
 
 def test_learners_differ_in_the_method_and_settings_are_those_of_the_preset(runs):
-    preset = read_yaml(tiny.ROOT / "presets/satellite.yaml")
     for params in runs[1]:
+        preset = read_yaml(tiny.ROOT / f"presets/{TASKS[params.model.path][0]}.yaml")
         plain = params.train["cnn"].model_dump()
         (own,) = set(params.train) - {"cnn"}
         other = params.train[own].model_dump()
@@ -42,7 +48,8 @@ def test_learners_differ_in_the_method_and_settings_are_those_of_the_preset(runs
             found["data"] | preset["data"] == found["data"]
             and found["model"]["path"] == preset["model"]["path"]
         )
-        assert params.invert["embeddings"].lr == 0.3 and params.generate["inversion"].noise_std == 1.0
+        assert params.invert["embeddings"].lr == preset["invert"]["embeddings"]["lr"]
+        assert params.generate["inversion"].noise_std == preset["generate"]["inversion"]["noise_std"]
 
 
 def test_every_arm_has_as_many_images_and_none_is_of_the_task(runs):
@@ -55,8 +62,7 @@ def test_every_arm_has_as_many_images_and_none_is_of_the_task(runs):
             for b in blocks
         }
         assert len(blocks) == 3 and numbers == {10 if params.data.num_per_class == 5 else 3}
-        # 200 images of each class in the sample, less the task's own
-        left = 200 - params.data.num_val_per_class - params.data.num_per_class
+        left = TASKS[params.model.path][1] - params.data.num_val_per_class - params.data.num_per_class
         assert numbers.pop() * params.data.num_per_class <= left
         assert params.generate["pool"].max_duplicate_bits == 8
 
