@@ -116,6 +116,7 @@ def write_data(folder):
         "scheduler": ["ddim"] * 12,
         "num_inference_steps": [3] * 12,
         "guidance_scale": [2.0] * 12,
+        "unet_passes": [6] * 12,
     }
     made_ids = [f"{source}#{i // 6}" for i, source in enumerate(sources)]
     save_image_set(

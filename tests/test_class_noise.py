@@ -51,7 +51,7 @@ def test_a_draw_is_the_linear_map_whose_square_is_scikit_learns_covariance(n, d)
 
 
 def test_by_default_noise_is_that_of_before():
-    """N(0, I), keyed by the image; no covariance is looked at, and the table has no further column."""
+    """N(0, I), keyed by the image; no covariance is looked at."""
     strategy = make_strategy(pairs_only(), noise_std=0.7)
     draws = plan(strategy)
     xi = torch.stack([torch.randn(3, 16, generator=generator(0, "embedding", *key)) for key in keys(draws)])
@@ -60,7 +60,7 @@ def test_by_default_noise_is_that_of_before():
     a = torch.tensor([d.facts["interpolation"] for d in draws])
     expected = perturb(strategy.bank.embeds([row(d) for d in draws]), c_j, a, torch.tensor(0.7), xi)
     assert torch.equal(strategy.conditions(draws), expected)
-    assert "noise_covariance" not in draws[0].facts and not strategy._covariances
+    assert draws[0].facts["noise_covariance"] == "isotropic" and not strategy._covariances
 
 
 def two_classes(n=40):
@@ -78,7 +78,7 @@ def noise_of(bank, which, **update):
     strategy = InMemory(bank, tiny.generate_params(**plain, **update), num_classes=2)
     draws = [d for d in plan(strategy) if d.label == which]
     rows = [strategy.bank.ids.index(str(d.source_id)) for d in draws]
-    assert all(d.facts.get("noise_covariance") == update.get("noise_covariance") for d in draws)
+    assert all(d.facts["noise_covariance"] == update.get("noise_covariance", "isotropic") for d in draws)
     return (strategy.conditions(draws) - bank.embeds(rows))[:, 0]
 
 
@@ -200,6 +200,22 @@ def test_the_other_classs_term_is_one_more_in_the_equation_of_guidance(model, tm
     ).abs().max() > 1
 
 
+@pytest.mark.parametrize("update", [{}, {"scheduler": "pndm"}, {"guidance_scale": 1.0}])
+def test_the_cost_that_is_reported_is_what_the_unet_computes(model, tmp_path, monkeypatch, update):
+    away = beside(tmp_path, model, **{**update, "guidance_scale": 2.0})
+    params = away.params.model_dump(exclude={"strategy", "other_class_scale"}) | update
+    plain = DiffusionInversion(tiny.generate_params(**params), away.material)
+    for strategy in (away, plain):
+        rows, forward = [], model.unet.forward
+        monkeypatch.setattr(
+            model.unet, "forward", lambda z, *a, f=forward, r=rows, **k: (r.append(len(z)), f(z, *a, **k))[1]
+        )
+        draws = plan(strategy)
+        render(strategy, model, draws)
+        monkeypatch.undo()
+        assert sum(rows) == sum(d.facts["unet_passes"] for d in draws) > 0
+
+
 def test_but_for_that_term_it_is_diffusion_inversion(model, tmp_path):
     strategy = beside(tmp_path, model)
     plain = DiffusionInversion(
@@ -207,7 +223,8 @@ def test_but_for_that_term_it_is_diffusion_inversion(model, tmp_path):
         strategy.material,
     )
     draws = plan(strategy)
-    assert [{**d.facts, "other_class_scale": 0.5} for d in plan(plain)] == [d.facts for d in draws]
+    own = {"other_class_scale": 0.5, "unet_passes": 12}
+    assert [{**d.facts, **own} for d in plan(plain)] == [d.facts for d in draws]
     theirs = plain.inputs(plan(plain))
     assert all(torch.equal(strategy.inputs(draws)[name], value) for name, value in theirs.items())
     nearly = beside(tmp_path, model, other_class_scale=1e-6)

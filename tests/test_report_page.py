@@ -128,7 +128,7 @@ def test_numbers_on_the_page_are_those_of_the_files(here):
     assert "20 labelled images per class, 129 test images of 3 classes." in words(page)
     assert "1.250 ± 0.010" in page and "0.625 ± 0.010" in page
     assert cells(page, "train@mixed")[1:3] == ["3 classifiers, 800 steps of 64 images each", "1.5 MB"]
-    # 12 images, 3 steps, doubled by guidance
+    # 12 images of 6 passes each
     assert cells(page, "generate@inversion")[1:] == [
         "12 images, 72 passes of an image through the UNet",
         "2.5 MB",

@@ -14,12 +14,10 @@ from dinv.execution.parts import scratch_root
 from dinv.files import file_digest
 from dinv.images.image_set import ImageSetReader
 from dinv.report.files import Files, Workspace, yaml
-from dinv.strategies.cost import unet_passes
 
 # Stage -> folder of its outputs, and of its finished parts.
 FOLDERS = {"invert": "data/learned", "generate": "data/generated", "train": "data/classifiers"}
 STORES = {"invert": "invert", "generate": "generated", "train": "train"}
-SAMPLER = ("scheduler", "num_inference_steps", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,8 @@ def _generation(made: ImageSetReader) -> str:
     facts = made.provenance
     if "unet_passes" in facts:
         passes = sum(int(n) for n in facts["unet_passes"])
-    elif all(name in facts for name in SAMPLER):
-        rows = zip(*(facts[name] for name in SAMPLER), strict=True)
-        passes = sum(unet_passes(str(a), int(n), float(s)) for a, n, s in rows)
-    else:
-        return f"{len(made)} images; UNet passes are not recorded"
-    return f"{len(made):,} images, {passes:,} passes of an image through the UNet"
+        return f"{len(made):,} images, {passes:,} passes of an image through the UNet"
+    return f"{len(made):,} images; UNet passes are not recorded"
 
 
 def _training(block: Mapping[str, Any]) -> str:

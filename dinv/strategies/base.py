@@ -4,7 +4,7 @@ A strategy is one file that defines its parameters and the class below, and one 
 lots, rendering, resuming, storing and comparing are the same for all: see worker.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -17,6 +17,7 @@ from dinv.section import Section
 
 OpenModel = Callable[[], LatentDiffusion]
 Inputs = dict[str, torch.Tensor]
+Facts = dict[str, int | float | str]  # columns of the image set: values of one image
 
 
 class StrategyParams(Section):
@@ -44,7 +45,7 @@ class Draw:
     id: str
     label: int
     source_id: str | None = None
-    facts: Mapping[str, int | float | str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     probabilities: tuple[float, ...] | None = None
 
 

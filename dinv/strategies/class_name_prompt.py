@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dinv.section import PositiveInt, Template
-from dinv.strategies.base import Draw, Inputs, Material
+from dinv.strategies.base import Draw, Facts, Inputs, Material
 from dinv.strategies.conditions import SamplerParams, class_conditions
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_noise import FromNoise, noise_seeds
@@ -38,7 +38,7 @@ class ClassNamePrompt:
 
     def _draw(self, variant: int, label: int) -> Draw:
         p = self.params
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "variant": variant,
             "prompt": self.conditions.text(label),
             "guidance_scale": p.guidance_scale,

@@ -15,9 +15,9 @@ from dinv.diffusion.text import load_text_encoder
 from dinv.errors import UserError
 from dinv.rng import generator
 from dinv.section import Fraction, PositiveInt
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel, Renderer
+from dinv.strategies.base import Draw, Facts, Inputs, Material, OpenModel, Renderer
 from dinv.strategies.cost import unet_passes
-from dinv.strategies.edits import Facts, Variants, VariantsParams
+from dinv.strategies.edits import Variants, VariantsParams
 from dinv.strategies.from_image import guidance_of, require_width
 
 

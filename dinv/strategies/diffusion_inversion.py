@@ -11,12 +11,12 @@ from dinv.errors import UserError
 from dinv.inversion.bank import BankReader, BankStatistics, load_statistics
 from dinv.rng import generator
 from dinv.section import Fraction, NonNegativeFloat, PositiveInt, Seed
-from dinv.strategies.base import Draw, Inputs, Material, StrategyParams
+from dinv.strategies.base import Draw, Facts, Inputs, Material, StrategyParams
 from dinv.strategies.class_noise import Shrunk, nearest_others, shrunk
+from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_noise import FromNoise, noise_seeds
 
 Key = tuple[str, int]  # (source id, variant)
-Facts = dict[str, int | float | str]
 
 
 class PerturbationParams(StrategyParams):
@@ -175,15 +175,14 @@ class Perturbation:
     def _rendered(self, source: str) -> Facts:
         """Facts of what is made of the perturbed embedding."""
         p = self.params
-        facts: Facts = {
+        return {
+            "noise_covariance": p.noise_covariance,
             "guidance_scale": p.guidance_scale,
             "scheduler": p.scheduler,
             "num_inference_steps": p.num_inference_steps,
             "seed": p.seed,
+            "unet_passes": unet_passes(p.scheduler, p.num_inference_steps, p.guidance_scale),
         }
-        if p.noise_covariance != "isotropic":  # else the table is that of before this parameter
-            facts["noise_covariance"] = p.noise_covariance
-        return facts
 
     def _partner(self, row: int, variant: int) -> tuple[int, float]:
         """Another row of the same class, and its weight a."""

@@ -10,7 +10,7 @@ from dinv.errors import UserError
 from dinv.inversion.bank import load_bank, load_statistics
 from dinv.rng import generator
 from dinv.section import NonNegativeFloat, PositiveInt
-from dinv.strategies.base import Draw, Inputs, Material
+from dinv.strategies.base import Draw, Facts, Inputs, Material
 from dinv.strategies.class_noise import Shrunk, shrunk
 from dinv.strategies.conditions import SamplerParams
 from dinv.strategies.cost import unet_passes
@@ -62,7 +62,7 @@ class Domain:
     def draws(self, indices: Sequence[int]) -> list[Draw]:
         """The first image, the second, ...: more images only append."""
         p = self.params
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "center": p.center,
             "spread": p.spread,
             "guidance_scale": p.guidance_scale,

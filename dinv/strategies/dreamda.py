@@ -15,9 +15,9 @@ from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.sampling import timesteps
 from dinv.rng import generator
 from dinv.section import NonNegativeFloat
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel, Renderer
+from dinv.strategies.base import Draw, Facts, Inputs, Material, OpenModel, Renderer
 from dinv.strategies.cost import unet_passes
-from dinv.strategies.edits import Facts, Strength, Variants, VariantsParams, require_steps
+from dinv.strategies.edits import Strength, Variants, VariantsParams, require_steps
 from dinv.strategies.from_image import first_step, guidance_of, require_width
 
 

@@ -10,14 +10,13 @@ from dinv.errors import UserError
 from dinv.rng import generator
 from dinv.section import PositiveInt, Template
 from dinv.strategies.adapted import WithAdapter, find_adapter
-from dinv.strategies.base import Draw, Inputs, Material, Renderer
+from dinv.strategies.base import Draw, Facts, Inputs, Material, Renderer
 from dinv.strategies.conditions import SamplerParams, class_conditions
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_image import FromImage, first_step
 from dinv.strategies.from_noise import noise_seeds
 
 Strength = Annotated[float, Field(gt=0, le=1)]
-Facts = dict[str, int | float | str]
 
 
 class VariantsParams(SamplerParams):

@@ -16,7 +16,7 @@ from dinv.gan.store import Gan, load_gan
 from dinv.images.image_set import ImageSetReader
 from dinv.rng import generator
 from dinv.section import PositiveFloat, PositiveInt, Seed
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel, StrategyParams
+from dinv.strategies.base import Draw, Facts, Inputs, Material, OpenModel, StrategyParams
 
 
 class GanStrategyParams(StrategyParams):
@@ -75,7 +75,7 @@ class GanSamples:
 
     def _draw(self, variant: int, place: int) -> Draw:
         p, label = self.params, self._labels[place]
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "variant": variant,
             "latent_std": p.latent_std,
             "seed": p.seed,

@@ -31,8 +31,8 @@ from dinv.inversion.bank import (
     load_bank,
     save_bank,
 )
-from dinv.strategies.base import Draw, Inputs, Material
-from dinv.strategies.diffusion_inversion import Facts, Perturbation, PerturbationParams
+from dinv.strategies.base import Draw, Facts, Inputs, Material
+from dinv.strategies.diffusion_inversion import Perturbation, PerturbationParams
 from dinv.strategies.gan import OfGan, frozen_gan
 
 PART_SIZE = 100  # images; a constant of the format, not a setting

@@ -13,12 +13,11 @@ from dinv.errors import UserError
 from dinv.features.extractors import Extractor
 from dinv.features.params import WatchedNetwork
 from dinv.features.watched import FrozenNetwork, unit
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel, Renderer
+from dinv.strategies.base import Draw, Facts, Inputs, Material, OpenModel, Renderer
 from dinv.strategies.confusion import OtherClasses
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.edits import (
     EditParams,
-    Facts,
     Strength,
     Variants,
     require_several_classes,

@@ -15,7 +15,7 @@ from dinv.features.watched import FrozenNetwork
 from dinv.features.zero_shot import ZeroShot
 from dinv.inversion.prompt_bank import read_prompts
 from dinv.section import PositiveInt, Section, Template
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel
+from dinv.strategies.base import Draw, Facts, Inputs, Material, OpenModel
 from dinv.strategies.conditions import SamplerParams
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_noise import FromNoise, noise_seeds
@@ -106,7 +106,7 @@ class Lecf:
     def _draw(self, variant: int, label: int) -> Draw:
         p, prompts = self.params, self.prompts[label]
         candidates = 1 if p.clip is None else p.clip.num_candidates
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "variant": variant,
             "prompt": prompts[variant % len(prompts)],
             "guidance_scale": p.guidance_scale,

@@ -12,7 +12,8 @@ from pydantic import model_validator
 from dinv.diffusion.latent_diffusion import LatentDiffusion
 from dinv.diffusion.sampling import Guidance, sample
 from dinv.section import PositiveFloat
-from dinv.strategies.base import Draw, Inputs, Material
+from dinv.strategies.base import Draw, Facts, Inputs, Material
+from dinv.strategies.cost import unet_passes
 from dinv.strategies.diffusion_inversion import DiffusionInversion, DiffusionInversionParams
 from dinv.strategies.from_noise import FromNoise, start_latents
 
@@ -64,9 +65,11 @@ class OtherClassGuidance(DiffusionInversion):
         self._other_means = self.statistics.class_means[self._others()]
 
     def draws(self, indices: Sequence[int]) -> list[Draw]:
-        """Those of diffusion_inversion, and one more column."""
-        scale = {"other_class_scale": self.params.other_class_scale}
-        return [replace(draw, facts={**draw.facts, **scale}) for draw in super().draws(indices)]
+        """Those of diffusion_inversion, with the scale of the other class and what its passes cost."""
+        p = self.params
+        passes = 3 * unet_passes(p.scheduler, p.num_inference_steps, guidance_scale=1.0)
+        own: Facts = {"other_class_scale": p.other_class_scale, "unet_passes": passes}
+        return [replace(draw, facts={**draw.facts, **own}) for draw in super().draws(indices)]
 
     def inputs(self, draws: Sequence[Draw]) -> Inputs:
         """Those of diffusion_inversion, and the other class's mean embedding."""

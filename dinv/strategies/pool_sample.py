@@ -10,7 +10,7 @@ from dinv.errors import UserError
 from dinv.images.fingerprint import BITS, read_fingerprints
 from dinv.rng import generator
 from dinv.section import PositiveInt, Seed
-from dinv.strategies.base import Draw, Inputs, Material, StrategyParams
+from dinv.strategies.base import Draw, Facts, Inputs, Material, StrategyParams
 from dinv.strategies.pool import Pool
 from dinv.strategies.retrieval import HELD_OUT, AsTheyAre, require_pool, usable
 from dinv.strategies.unlabelled import unlabelled
@@ -54,7 +54,7 @@ class PoolSample:
         return [self._draw(i) for i in indices]
 
     def _draw(self, index: int) -> Draw:
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "pool_id": self.pool.ids[self._rows[index]],
             "num_refused": self.num_refused,
             "seed": self.params.seed,

@@ -22,7 +22,7 @@ from dinv.images.fingerprint import BITS, Fingerprints, fingerprints, nearest_di
 from dinv.images.image_set import ImageSetReader
 from dinv.images.labelled import batches
 from dinv.section import PositiveInt
-from dinv.strategies.base import Draw, Inputs, Material, OpenModel, StrategyParams
+from dinv.strategies.base import Draw, Facts, Inputs, Material, OpenModel, StrategyParams
 from dinv.strategies.pool import Pool
 
 HELD_OUT = Path("data/fingerprints.txt")  # of test and validation images, which stage download writes
@@ -113,7 +113,7 @@ class Retrieval:
 
     def _draw(self, rank: int, row: int) -> Draw:
         source = self.real.ids[row]
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "variant": rank,
             "pool_id": self.pool.ids[self._neighbours[row, rank]],
             "similarity": round(float(self._cosines[row, rank]), 5),

@@ -9,7 +9,7 @@ import torch
 
 from dinv.inversion.encoded import encoder_embeds
 from dinv.section import PositiveInt
-from dinv.strategies.base import Draw, Inputs, Material
+from dinv.strategies.base import Draw, Facts, Inputs, Material
 from dinv.strategies.conditions import SamplerParams
 from dinv.strategies.cost import unet_passes
 from dinv.strategies.from_noise import FromNoise, noise_seeds
@@ -40,7 +40,7 @@ class Variation:
 
     def _draw(self, variant: int, row: int) -> Draw:
         p, source = self.params, self.real.ids[row]
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "variant": variant,
             "guidance_scale": p.guidance_scale,
             "scheduler": p.scheduler,
