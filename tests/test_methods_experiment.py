@@ -87,7 +87,7 @@ def test_every_method_makes_as_many_images_of_every_class(runs, place, monkeypat
     params = made[0][1]
     arms = [a for a in experiment.arms if a not in ("real", "reconstruction")]
     blocks = [params.arms[arm].images.rpartition("/")[2] for arm in arms]
-    assert len(set(blocks)) == len(arms) == 9
+    assert len(set(blocks)) == len(arms) == 10
     for block, strategy in strategies(params, place, blocks):
         draws = plan(strategy)
         counts = np.bincount([d.label for d in draws], minlength=3)
@@ -191,25 +191,23 @@ def test_dvc_reads_the_settings_as_they_are_meant(runs, tmp_path):
 
 
 def test_every_strategy_has_the_setting_that_won_among_three_on_validation_images(runs):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tiny.ROOT)
-        settings = load_experiment("methods_settings", read_yaml(Path("params.yaml")))
-    found = pd.read_csv(tiny.ROOT / "metrics/experiments/methods_settings.csv")
-    found = found[(found["metric"] == "top1_accuracy") & (found["split"] == "val")]
+    assert_won("methods_settings", {run.place["cell"]: params for run, params in runs[1]})
+
+
+def assert_won(name, chosen):
+    """`chosen`: task, with which the names of an experiment's cells begin -> parameters of what reports."""
+    settings, made = runs_of(name)
     assert settings.split == "val" and settings.grid == {
         "data.seed": [5]
     }  # not among those that are reported
+    found = pd.read_csv(tiny.ROOT / f"metrics/experiments/{name}.csv")
+    found = found[(found["metric"] == "top1_accuracy") & (found["split"] == "val")]
     accuracy = found.set_index(["cell", "arm"])["value"]
-    base = read_yaml(tiny.ROOT / "params.yaml")
-    for task in TASKS:
-        chosen = next(p for r, p in runs[1] if r.place["cell"] == task)
-        tried = {
-            r.place["cell"]: parse_params(changed(base, r.settings, Path("methods_settings")))
-            for r in settings.runs()
-            if r.place["cell"].startswith(task)
-        }
+    assert len(made) == 3 * len(chosen)
+    for task, params in chosen.items():
+        tried = {r.place["cell"]: p for r, p in made if r.place["cell"].startswith(task)}
         for arm in settings.arms[1:]:
-            block = chosen.arms[arm].images.rpartition("/")[2]
+            block = params.arms[arm].images.rpartition("/")[2]
             best = max(accuracy[cell, arm] for cell in tried)
             winners = [p.generate[block] for cell, p in tried.items() if accuracy[cell, arm] == best]
-            assert len(tried) == 3 and chosen.generate[block] in winners, (task, arm)
+            assert len(tried) == 3 and params.generate[block] in winners, (task, arm)
