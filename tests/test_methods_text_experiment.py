@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import tiny
 import tiny_methods as methods
-from test_methods_experiment import assert_holds, shortened
+from test_methods_experiment import assert_holds, assert_won, runs_of, shortened
 from tiny_methods import plan, render
 
 from dinv.execution.params import ExecutionParams
 from dinv.experiments.pipeline import _change
-from dinv.experiments.spec import changed, load_experiment
 from dinv.inversion.base import Place
 from dinv.inversion.registry import METHODS
 from dinv.params import LEARNED, parse_params, read_yaml
@@ -23,12 +22,7 @@ TEXT = ["class_name_prompt", "lecf", "real_guidance", "genie", "diff_mix", "diff
 
 @pytest.fixture(scope="module")
 def runs():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tiny.ROOT)
-        base = read_yaml(Path("params.yaml"))
-        experiment = load_experiment("methods_text", base)
-        made = [(r, parse_params(changed(base, r.settings, Path("methods_text")))) for r in experiment.runs()]
-    return experiment, made
+    return runs_of("methods_text")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +73,22 @@ def test_numbers_are_equal_in_every_run_and_settings_are_those_of_the_presets(ru
             "variation",
             *TEXT,
         }
+
+
+def test_every_strategy_has_the_setting_that_won_among_three_on_validation_images(runs):
+    """And differs from experiment methods_text in that alone."""
+    experiment, made = runs_of("methods_text_tuned")
+    authors = {(r.place["cell"], r.place["data.seed"]): p.model_dump() for r, p in runs[1]}
+    assert len(made) == 6 and experiment.split == "test" and experiment.pool == "data.seed"
+    assert_won("methods_text_settings", {r.place["cell"]: p for r, p in made})
+    for run, params in made:
+        theirs = authors[f"{run.place['cell']}, 5", run.place["data.seed"]]
+        ours = params.model_dump()
+        assert set(experiment.arms) == {a for a in theirs["arms"] if theirs["arms"][a]["learner"] == "cnn"}
+        assert all(theirs["arms"][arm] == ours["arms"][arm] for arm in experiment.arms)
+        assert ours["train"]["cnn"] == theirs["train"]["cnn"]
+        assert all(ours[s] == theirs[s] for s in set(ours) - {"arms", "train", "generate"})
+        assert set(ours["generate"]) == set(theirs["generate"])
 
 
 def test_prompts_of_the_longest_name_fit_the_clip(runs):
