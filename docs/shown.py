@@ -198,6 +198,21 @@ def orderings(name: str, claims: Sequence[tuple[str, str, str]]) -> str:
     return markdown(pd.DataFrame(lines)).rstrip()
 
 
+def steps(path: str, split: str, arms: Sequence[str], heads: Sequence[str], cell: str = "") -> str:
+    """Markdown: what each arm's accuracy adds to that of the one before, in points: mean ± standard error
+    over choices of labelled images. A line per cell; `cell` names an experiment's only one if it has none.
+    """
+    lines = pd.read_csv(io.StringIO(read(path)), dtype=str, keep_default_na=False)
+    lines = lines[(lines["metric"] == "top1_accuracy") & (lines["split"] == split)]
+    lines = lines.assign(value=pd.to_numeric(lines["value"]), **({} if "cell" in lines else {"cell": cell}))
+    found = []
+    for name, of_cell in lines.groupby("cell", sort=False):
+        gains = of_cell.pivot(index="data.seed", columns="arm", values="value")[list(arms)].diff(axis=1)
+        texts = [mean_and_spread(gains[arm].mean(), gains[arm].sem(), sign="+") for arm in arms[1:]]
+        found.append({"cell": name, **dict(zip(heads, texts, strict=True))})
+    return markdown(pd.DataFrame(found)).rstrip()
+
+
 def _experiment(name: str) -> tuple[Experiment, dict[str, Arm]]:
     base = read_yaml(ROOT / "params.yaml")
     experiment = load_experiment(name, base)

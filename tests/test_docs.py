@@ -354,6 +354,19 @@ def test_differences_between_cells_known_answer(shown, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("has_cells", [True, False])
+def test_what_each_step_adds_known_answer(shown, monkeypatch, has_cells):
+    values = {("a", 0): 50, ("a", 1): 60, ("b", 0): 51, ("b", 1): 63, ("c", 0): 50, ("c", 1): 63}
+    rows = [f"x,{seed},{arm},val,top1_accuracy,{v}" for (arm, seed), v in values.items()]
+    rows += ["x,0,a,test,top1_accuracy,0", "x,0,a,val,loss,0"]
+    lines = ["cell,data.seed,arm,split,metric,value", *rows]
+    text = "\n".join(lines if has_cells else [line.partition(",")[2] for line in lines])
+    monkeypatch.setattr(shown, "read", lambda path: text)
+    found = shown.steps("", "val", ["a", "b", "c"], ["first", "second"], "" if has_cells else "x")
+    assert found.splitlines()[0] == "| cell | first | second |"
+    assert found.splitlines()[2:] == ["| x | +2.00 ± 1.00 | -0.50 ± 0.50 |"]
+
+
 @pytest.fixture
 def of_methods(shown, monkeypatch):
     """Two choices of labelled images in two cells, some image sets of two sizes."""

@@ -19,7 +19,9 @@ OWN = {
 }
 
 
-@pytest.fixture(scope="module", params=["unlabelled", "decomposition", "decomposition_tasks"])
+@pytest.fixture(
+    scope="module", params=["unlabelled", "decomposition", "decomposition_tasks", "decomposition_20"]
+)
 def runs(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tiny.ROOT)
