@@ -89,6 +89,9 @@ def test_every_strategy_has_the_setting_that_won_among_three_on_validation_image
         assert ours["train"]["cnn"] == theirs["train"]["cnn"]
         assert all(ours[s] == theirs[s] for s in set(ours) - {"arms", "train", "generate"})
         assert set(ours["generate"]) == set(theirs["generate"])
+        for block, settings in ours["generate"].items():
+            differ = {key for key, value in settings.items() if value != theirs["generate"][block][key]}
+            assert len(differ) <= 1 and differ <= {"noise_std", "guidance_scale", "strengths"}, block
 
 
 def test_prompts_of_the_longest_name_fit_the_clip(runs):
