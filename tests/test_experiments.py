@@ -147,8 +147,21 @@ def test_what_an_experiment_sets_comes_after_what_it_extends(folder):
     (setting, *_) = [run.settings for run in load_experiment("more", BASE).runs()]
     assert list(setting) == ["data.seed", "generate.inversion.guidance_scale", LAMBDA]
     assert setting["data.seed"] == 7 and setting["generate.inversion.guidance_scale"] == 2.0
+    (folder / "experiments/most.yaml").write_text(
+        "extends: more\n"
+        + SMALL.replace("{generate.inversion.guidance_scale: 2.0}", "{data.num_per_class: 2}")
+    )
+    (setting, *_) = [run.settings for run in load_experiment("most", BASE).runs()]
+    assert setting["data.seed"] == 7 and setting["data.num_per_class"] == 2
+    (folder / "experiments/small.yaml").write_text("extends: most\n" + SMALL)
+    with pytest.raises(
+        UserError, match=r"most\.yaml: extends: most -> more -> small -> most comes to no end"
+    ):
+        load_experiment("most", BASE)
     path.write_text("extends: less\n" + SMALL)
-    with pytest.raises(UserError, match=r"experiments/less\.yaml: no such experiment; there are more, small"):
+    with pytest.raises(
+        UserError, match=r"experiments/less\.yaml: no such experiment; there are more, most, small"
+    ):
         load_experiment("more", BASE)
 
 

@@ -60,7 +60,7 @@ class Experiment(BaseModel):
 
     Attributes:
         question: one sentence.
-        extends: another experiment, whose `set` comes before this one's.
+        extends: another experiment, which may extend a third; what they set comes before this one's `set`.
         set: parameters that differ from params.yaml in every run; names as `changed` reads them.
         grid: parameters with the values to combine.
         cells: settings that change together, by name; combined with the grid.
@@ -130,14 +130,22 @@ def load_experiment(name: str, base: dict[str, Any]) -> Experiment:
         UserError: there is no such file, or what it says is unknown, out of range or without effect.
     """
     path = FOLDER / f"{name}.yaml"
-    experiment = read_typed(path, Experiment, "experiment")
-    if experiment.extends is not None:
-        parent = read_typed(FOLDER / f"{experiment.extends}.yaml", Experiment, "experiment")
-        experiment = experiment.model_copy(update={"set": {**parent.set, **experiment.set}})
+    experiment = _extended(name, path)
     _check_names(experiment, path)
     for run in experiment.runs():
         _check_split(experiment, parse_params(changed(base, run.settings, path), str(path)), path)
     return _with_arms(experiment, parse_params(changed(base, experiment.set, path), str(path)), path)
+
+
+def _extended(name: str, path: Path, *below: str) -> Experiment:
+    """An experiment with what those that it extends set before; `below` are those that extend it."""
+    if name in below:
+        raise UserError(f"{path}: extends: {' -> '.join([*below, name])} comes to no end")
+    experiment = read_typed(FOLDER / f"{name}.yaml", Experiment, "experiment")
+    if experiment.extends is None:
+        return experiment
+    parent = _extended(experiment.extends, path, *below, name)
+    return experiment.model_copy(update={"set": {**parent.set, **experiment.set}})
 
 
 def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, Any]:
