@@ -144,7 +144,10 @@ def heldout_losses(learned: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def grid_rows(names: Iterable[str]) -> list[tuple[str, Images]]:
-    """The first real image of each class, then the preview rows of every image set that was made."""
+    """The first real image of each class, then the preview rows of every image set that was made.
+
+    The first row of a set has its name in a line of its own: two strategies may have rows of one name.
+    """
     real = ImageSetReader(Path(REAL))
     firsts = [int(np.flatnonzero(real.labels == k)[0]) for k in np.unique(real.labels)][:GRID_COLUMNS]
     rows = [("real", real.take(firsts).images)]
@@ -152,8 +155,9 @@ def grid_rows(names: Iterable[str]) -> list[tuple[str, Images]]:
         preview = load_image_set(Path(PREVIEWS) / name)
         labels = np.asarray(preview.provenance["row"], dtype=object)
         order = np.argsort(preview.labels, kind="stable")
-        for label in dict.fromkeys(labels):
-            rows.append((str(label), preview.images[[i for i in order if labels[i] == label]]))
+        for row, label in enumerate(dict.fromkeys(labels)):
+            text = f"{label}" if row else f"{name}:\n{label}"
+            rows.append((text, preview.images[[i for i in order if labels[i] == label]]))
     return rows
 
 

@@ -106,9 +106,9 @@ def test_grid_has_a_real_row_and_the_previews_in_order_of_blocks_and_classes(dat
     found = [(label, images[:, 0, 0, 0].tolist()) for label, images in evaluate.grid_rows(["b", "a"])]
     assert found == [
         ("real", [1, 0]),  # the first of each class
-        ("lambda 0", [13, 10]),
+        ("b:\nlambda 0", [13, 10]),
         ("lambda 1", [12, 11]),
-        ("vae", [20, 21]),
+        ("a:\nvae", [20, 21]),
     ]
 
 
