@@ -124,7 +124,7 @@ def assert_numbers(params, num_images):
 
 def test_with_twenty_labelled_images_only_the_numbers_differ(runs):
     experiment, made = runs_of("methods_20")
-    assert len(made) == 3
+    assert len(made) == 9
     fewer = {run.label(): params.model_dump() for run, params in runs[1]}
     for run, params in made:
         assert params.data.num_per_class == 20 and experiment.arms == runs[0].arms
