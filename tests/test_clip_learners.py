@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -308,6 +309,39 @@ def test_held_out_images_take_their_generated_ones_along():
     for split in alone:
         assert not set(made.origins[split.kept[0]].tolist()) & set(made.origins[split.scored].tolist())
     assert splits(TrainingSet([shots(1)], shots(1))) == []
+
+
+def test_nothing_is_learned_from_images_that_a_held_out_one_was_mixed_into():
+    real = shots(4)
+    made = made_from(real)
+    labels = labels_of(real)
+    same = [torch.nonzero(labels == labels[row]).flatten().tolist() for row in made.origins.tolist()]
+    others = [
+        [m for m in members if m != row] for members, row in zip(same, made.origins.tolist(), strict=True)
+    ]
+    partners = torch.tensor([members[i % 3] for i, members in enumerate(others)])
+    partners[0] = -1
+    data = TrainingSet([real, replace(made, partners=partners)], real)
+    for split in splits(data):
+        held_out = set(split.scored.tolist())
+        touched = [{o, p} & held_out for o, p in zip(made.origins.tolist(), partners.tolist(), strict=True)]
+        assert split.kept[1].tolist() == [row for row, found in enumerate(touched) if not found]
+        kept = kept_images(data, split)
+        mixed = kept.sources[1].partners >= 0
+        assert torch.equal(
+            kept.sources[0].images[kept.sources[1].partners[mixed]],
+            real.images[partners[split.kept[1]][mixed]],
+        )
+
+
+def test_of_pairs_that_were_mixed_with_each_other_none_is_held_out():
+    """Else nothing generated would be left to learn from."""
+    real = shots(2)
+    made = made_from(real)
+    labels, rows = labels_of(real), made.origins.tolist()
+    other = [next(i for i in range(6) if labels[i] == labels[row] and i != row) for row in rows]
+    data = TrainingSet([real, replace(made, partners=torch.tensor(other))], real)
+    assert splits(data) == [] and len(splits(TrainingSet([real], real))) == 2
 
 
 def test_divisions_are_those_of_images_in_any_order():

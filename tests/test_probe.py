@@ -324,7 +324,9 @@ def test_a_strength_is_chosen_by_images_that_are_held_out(classifier, monkeypatc
 
 
 def test_a_strength_needs_two_images_of_a_class():
-    with pytest.raises(UserError, match=r"C = 'cross_validation': no class has two images"):
+    with pytest.raises(
+        UserError, match=r"C = 'cross_validation': no image can be held out, as no class has two"
+    ):
         fit(easy_images(n=3), C="cross_validation")
 
 

@@ -5,6 +5,7 @@ heads; a generated image gets a pseudo label where the auxiliary heads agree and
 have not published their code, and what their description leaves open is decided here.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -144,7 +145,7 @@ def by_head(outputs: torch.Tensor, num_heads: int) -> torch.Tensor:
 def for_heads(images: LabelledImages) -> LabelledImages:
     """With targets [N, 2 M]: for the main head and for the auxiliary ones, 0 for generated images."""
     known = images.targets if images.origins is None else torch.zeros_like(images.targets)
-    return LabelledImages(images.images, torch.cat([images.targets, known], 1), images.origins)
+    return replace(images, targets=torch.cat([images.targets, known], 1))
 
 
 @torch.no_grad()

@@ -141,11 +141,13 @@ class LabelledImages:
         images: uint8 [N, C, H, W], in memory or mapped from a file.
         targets: class probabilities float32 [N, M]; one 1 per row where labels are sure.
         origins: int64 [N], row of the real image that each was generated from, -1: none; None: real images.
+        partners: the same of the real image that was mixed with that one; None: no image has such a one.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     origins: torch.Tensor | None = None
+    partners: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)

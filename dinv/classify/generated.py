@@ -4,6 +4,7 @@ given.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,11 +75,19 @@ def labelled(
 ) -> LabelledImages:
     """An image set as a learner sees it; `row_of` tells rows of real images, None: these are real."""
     targets = torch.from_numpy(class_probabilities(images))
-    origins = None
-    if row_of is not None:
-        sources = images.provenance.get("source_id", [None] * len(images))
-        origins = torch.tensor([row_of.get(i, -1) if i is not None else -1 for i in sources])
-    return LabelledImages(placed(images.tensor(), device), targets, origins)
+    pixels = placed(images.tensor(), device)
+    if row_of is None:
+        return LabelledImages(pixels, targets)
+    return LabelledImages(pixels, targets, *real_rows(images.provenance, len(images), row_of))
+
+
+def real_rows(
+    provenance: Mapping[str, Sequence[Any]], num_images: int, row_of: Mapping[str, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the real images that each was generated from, and that were mixed with those, -1: none."""
+    names = (provenance.get(column, [None] * num_images) for column in ("source_id", "partner_id"))
+    origins, partners = (torch.tensor([row_of.get(i, -1) for i in of_column]) for of_column in names)
+    return origins, partners
 
 
 def placed(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -4,6 +4,7 @@ Features are computed once per image and kept: another C, another kernel or fewe
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,7 +14,6 @@ from dinv.classify.base import (
     NOT_OF_TRAINING,
     Advance,
     Fitted,
-    LabelledImages,
     MixedParams,
     Predict,
     TrainingSet,
@@ -85,9 +85,7 @@ class Probe:
         """
         data = weighty(data, params.real_fraction)
         network = find_network(params.features)
-        features = [
-            LabelledImages(features_of(s.images, network, device), s.targets, s.origins) for s in data.sources
-        ]
+        features = [replace(s, images=features_of(s.images, network, device)) for s in data.sources]
         known = TrainingSet(features, data.real)
         c = chosen_strength(data, known, params) if isinstance(params.C, str) else params.C
         head, scaling = fit_head(known, params, c)
@@ -165,11 +163,14 @@ def chosen_strength(data: TrainingSet, known: TrainingSet, params: ProbeParams) 
         params: what is fitted.
 
     Raises:
-        UserError: no class has two images.
+        UserError: no class has two images, or no generated image is left without those held out.
     """
     divisions = [(kept_images(known, split), split.scored) for split in splits(data)]
     if not divisions:
-        raise UserError(f"C = {SEARCHED!r}: no class has two images, so none can be held out; set a number")
+        raise UserError(
+            f"C = {SEARCHED!r}: no image can be held out, as no class has two or each generated "
+            "image is of one that is; set a number"
+        )
 
     def quality(c: float) -> tuple[int, float]:
         found = [_held_out(fit_head(kept, params, c), known, rows, params) for kept, rows in divisions]

@@ -131,8 +131,8 @@ class TrainWorker:
 
 
 def content_digest(images: MappedImageSet) -> str:
-    """Of pixels, labels, class probabilities and sources."""
+    """Of pixels, labels, class probabilities, sources and partners."""
     soft = b"" if images.probabilities is None else images.probabilities.tobytes()
-    sources = json.dumps(images.provenance.get("source_id")).encode()
+    named = [images.provenance.get(column) for column in ("source_id", "partner_id")]
     pixels = (images.pixels[rows].tobytes() for rows in batches(len(images), 1000))
-    return bytes_digest(images.labels.tobytes(), soft, sources, *pixels)
+    return bytes_digest(images.labels.tobytes(), soft, json.dumps(named).encode(), *pixels)

@@ -104,7 +104,7 @@ def searched(held_out: Sequence[HeldOut]) -> tuple[float, float]:
 def tuned(cache: Cache, held_out: Sequence[HeldOut]) -> Cache:
     """The cache with alpha and beta as searched; as it is if nothing could be held out."""
     if not held_out:
-        print(f"one image of each class: alpha = {cache.alpha} and beta = {cache.beta} are not searched for")
+        print(f"no image can be held out: alpha = {cache.alpha} and beta = {cache.beta} are not searched for")
         return cache
     alpha, beta = searched(held_out)
     return replace(cache, alpha=alpha, beta=beta)

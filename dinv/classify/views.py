@@ -1,6 +1,7 @@
 """Random views of images for networks that stay frozen: each is read once, so that training sees many."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -51,10 +52,7 @@ def viewed(
     device: torch.device,
 ) -> list[LabelledImages]:
     """Image sets with features of views, [N, num_views, D], in place of images."""
-    return [
-        LabelledImages(view_features(s.images, network, params, seed, device), s.targets, s.origins)
-        for s in sources
-    ]
+    return [replace(s, images=view_features(s.images, network, params, seed, device)) for s in sources]
 
 
 def view_of(images: torch.Tensor, params: ViewParams, seed: int, view: int) -> torch.Tensor:

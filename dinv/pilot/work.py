@@ -5,7 +5,7 @@ All of it stays on disk as it is finished: a pilot that was killed goes on from 
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dinv.classify.base import LabelledImages, LearnerParams, TrainingSet
 from dinv.classify.frozen import find_network
+from dinv.classify.generated import real_rows
 from dinv.classify.probe import (
     ProbeParams,
     chosen_strength,
@@ -210,11 +211,8 @@ def training_set(sets: Sequence[ImageSet]) -> TrainingSet:
     for images in sets:
         soft = images.probabilities
         targets = np.eye(len(images.class_names), dtype=np.float32)[images.labels] if soft is None else soft
-        origins = None
-        if sources:
-            named = images.provenance.get("source_id", [None] * len(images))
-            origins = torch.tensor([row_of.get(i, -1) for i in named])
-        sources.append(LabelledImages(images.tensor(), torch.from_numpy(targets), origins))
+        rows = real_rows(images.provenance, len(images), row_of) if sources else ()
+        sources.append(LabelledImages(images.tensor(), torch.from_numpy(targets), *rows))
     return TrainingSet(sources, sources[0], sets[0].class_names)
 
 
@@ -222,9 +220,7 @@ def probe_answers(
     x: Sequence[torch.Tensor], data: TrainingSet, params: ProbeParams, asked: torch.Tensor
 ) -> NDArray[np.int64]:
     """What the learner `probe` answers, from features that are known: [n, D] of each source, and [N, D]."""
-    known = TrainingSet(
-        [LabelledImages(f, s.targets, s.origins) for f, s in zip(x, data.sources, strict=True)], data.real
-    )
+    known = TrainingSet([replace(s, images=f) for f, s in zip(x, data.sources, strict=True)], data.real)
     data, known = (weighty(images, params.real_fraction) for images in (data, known))
     c = chosen_strength(data, known, params) if isinstance(params.C, str) else params.C
     head, scaling = fit_head(known, params, c)
