@@ -41,17 +41,21 @@ def test_photos_per_class_go_from_one_to_sixteen(runs):
     assert sorted({params.data.num_per_class for _, params in made}) == [1, 2, 4, 8, 16]
 
 
-def test_runs_differ_from_methods_text_in_little_else(runs):
+def test_images_are_those_of_methods_text(runs):
     five = runs_of("methods_text")[1][0][1]
     for _, params in runs[1]:
-        for name in LEARNERS[1:]:
-            same = {"real_fraction": five.train[name].real_fraction}
-            assert params.train[name].model_copy(update=same) == five.train[name]
         ours, theirs = params.generate["inversion"].model_dump(), five.generate["inversion"].model_dump()
         differ = {key: value for key, value in ours.items() if value != theirs[key]}
         few = {1: {"interpolation": 0.0}, 16: {"num_images_per_embedding": 5}}
         assert differ == few.get(params.data.num_per_class, {})
         assert params.invert["embeddings"] == five.invert["embeddings"]
+        searched = params.train["clip_probe"].C == "cross_validation"
+        assert searched == (params.data.num_per_class >= 4)
+
+
+def test_prompts_of_the_longest_name_fit_the_clip(runs):
+    """Nine tokens, a full stop, start and end: what is left of sixteen is the context's."""
+    assert runs[1][0][1].train["coop"].num_context_tokens == 16 - 9 - 1 - 2
 
 
 def test_each_learner_has_the_share_of_real_images_that_won_on_validation_images(runs):
