@@ -159,6 +159,14 @@ def test_it_is_measured_on_unseen_images_of_each_source(models, data, capsys, mo
     assert (models.whole / "samples.png").exists()
 
 
+def test_a_picture_leaves_out_images_that_may_not_be_shown(data):
+    domain = load_domain(data / "photos.yaml")
+    unseen = load_captioned(data, domain, unseen=True)
+    parts = [unseen.only(unseen.sources == number) for number in range(3)]
+    few = measure.few_to_show(parts, domain)
+    assert torch.equal(few, torch.cat([parts[1].images[:5], parts[2].images[:5]]))
+
+
 def test_an_image_encoder_needs_a_finished_model(tmp_path):
     (tmp_path / "vae").mkdir()
     with pytest.raises(

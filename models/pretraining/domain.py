@@ -58,6 +58,7 @@ class Source(Section):
     captions: Names  # {} stands for a name of the image's class
     held_out: HeldOut | None = None
     unseen: str | None = None  # a further file like `path` that training does not see
+    shown: bool = True  # whether its licence lets a picture show images of it
 
 
 class Domain(Section):

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from dinv.files import write_json
 from dinv.images.grid import labelled_grid
 from models.pretraining.clip import load_clip, zero_shot_accuracy
-from models.pretraining.data import load_captioned, load_images
-from models.pretraining.domain import Domain, load_domain
+from models.pretraining.data import Captioned, load_captioned, load_images
+from models.pretraining.domain import Domain, Source, load_domain
 from models.pretraining.text import TextEncoder
 from models.pretraining.unet import Encoders, noise_schedule
 
@@ -146,7 +146,7 @@ def measure(model: Finished, args: argparse.Namespace, domain: Domain) -> None:
 
 
 def measure_captioned(model: Finished, args: argparse.Namespace, domain: Domain) -> None:
-    """Print losses and zero-shot accuracy on each source, and draw a picture with a few images of each."""
+    """Print losses and zero-shot accuracy on each source, and draw a picture of those that may be shown."""
     data = load_captioned(args.images, domain, unseen=True)
     parts = [data.only(data.sources == number) for number in range(len(domain.sources))]
     parts = [part.only(some(part.images)) for part in parts if len(part.images)]
@@ -155,10 +155,20 @@ def measure_captioned(model: Finished, args: argparse.Namespace, domain: Domain)
     for part in parts:
         figures = losses(model, part.images, [part.captions[kind][0] for kind in part.kinds])
         figures["clip_zero_shot_accuracy"] = round(zero_shot_accuracy(clip, tokenizer, part), 4)
-        report[domain.sources[int(part.sources[0])].path] = figures
+        report[_source(part, domain).path] = figures
     save_figures(report, args.output)
-    few = torch.cat([part.images[: -(-COLUMNS // len(parts))] for part in parts])[:COLUMNS]
+    few = few_to_show(parts, domain)
     save_picture([*sample_rows(model, few), *prompt_rows(model, data.captions)], args.output)
+
+
+def few_to_show(parts: list[Captioned], domain: Domain) -> torch.Tensor:
+    """First images of each source that may be shown, `COLUMNS` in all, or fewer where sources are small."""
+    shown = [part.images for part in parts if _source(part, domain).shown]
+    return torch.cat([images[: -(-COLUMNS // len(shown))] for images in shown])[:COLUMNS]
+
+
+def _source(part: Captioned, domain: Domain) -> Source:
+    return domain.sources[int(part.sources[0])]
 
 
 def save_figures(figures: dict[str, Any], output: Path) -> None:
