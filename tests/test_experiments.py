@@ -359,14 +359,17 @@ def picked_on(val, test):
 
 
 def test_the_best_of_either_side_is_picked_on_validation_and_compared_on_test():
-    """Differences 3, 5 and 1: 3 +- 4.303 * 2 / sqrt(3). The best on test are others."""
+    """Differences 3, 5 and 1: 3 +- 4.303 * 2 / sqrt(3). The best on test are others. With none among the
+    choices 3, 5 and 0: 8/3 +- 4.303 * 2.517 / sqrt(3).
+    """
     val = {"weak": [1, 1, 9], "strong": [2, 2, 2], "mixed": [5, 5, 5], "mixed_strong": [4, 5, 6]}
     test = {"weak": [99, 99, 70], "strong": [60, 60, 99], "mixed": [63, 65, 99], "mixed_strong": [99, 99, 71]}
     seeds = {"grid": {"data.seed": [0, 1, 2]}, "pool": "data.seed", "figure": {"x": "arm"}, "split": "test"}
     experiment = small(**seeds, arms=list(val), best=True)
     lines = headline_table(picked_on(val, test), experiment, ARMS_OF_BOTH).splitlines()
     assert lines[2] == (
-        "| 63.33 | 66.33 | +3.00 (-1.97 to +7.97) | 3 | strong 2, weak 1 | mixed 2, mixed_strong 1 |"
+        "| 63.33 | 66.33 | +3.00 (-1.97 to +7.97) | +2.67 (-3.58 to +8.92) | 3 | strong 2, weak 1 | "
+        "mixed 2, mixed_strong 1 |"
     )
     assert headline_table(picked_on(val, test), small(**seeds, arms=list(val)), ARMS_OF_BOTH) == ""
 

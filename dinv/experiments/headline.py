@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from dinv.classify.arms import Arm
 from dinv.experiments.spec import ARM, OF_CLASSIFIERS, Experiment
@@ -19,8 +20,9 @@ def headline_table(rows: pd.DataFrame, experiment: Experiment, arms: Mapping[str
 
     In every run and for every seed, the arm with the highest validation accuracy is picked on either side:
     arms of real images only, and arms that learn from generated ones. Shown are the means of the picked
-    arms' test accuracy, the mean of their difference with its 95 % t interval over runs and seeds, and which
-    arms were picked how often.
+    arms' test accuracy, the mean of their difference with its 95 % t interval over runs and seeds, the same
+    where `best with` is kept only if validation has it above `best without` (a difference of zero, else), and
+    which arms were picked how often.
     """
     if not experiment.best:
         return ""
@@ -55,15 +57,27 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 
 def _line(columns: Sequence[str], key: Any, picked: pd.DataFrame) -> dict[str, str]:
     found = {side: picked[picked["side"] == side] for side in _SIDES.values()}
-    without, with_ = (found[side]["test"].to_numpy() for side in _SIDES.values())
-    low, high = interval(with_ - without)
+    difference, of_validation = (_difference(found, split) for split in ("test", "val"))
+    kept = np.where(of_validation > 0, difference, 0.0)
     return {
         **dict(zip(columns, key, strict=True)),
         **{side: f"{group['test'].mean():.2f}" for side, group in found.items()},
-        "difference (95 % interval)": f"{(with_ - without).mean():+.2f} ({low:+.2f} to {high:+.2f})",
-        "n": str(len(without)),
+        "difference (95 % interval)": _mean_and_interval(difference),
+        "with none among the choices": _mean_and_interval(kept),
+        "n": str(len(difference)),
         **{f"picked {side[5:]}": _counts(group[ARM]) for side, group in found.items()},
     }
+
+
+def _difference(found: Mapping[str, pd.DataFrame], split: str) -> NDArray[np.float64]:
+    """With generated images less without, a value per run and seed."""
+    without, with_ = (found[side][split].to_numpy() for side in _SIDES.values())
+    return with_ - without
+
+
+def _mean_and_interval(differences: NDArray[np.float64]) -> str:
+    low, high = interval(differences.tolist())
+    return f"{differences.mean():+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def _counts(names: "pd.Series[str]") -> str:
