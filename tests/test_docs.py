@@ -337,6 +337,7 @@ def test_the_best_over_several_experiments_known_answer(shown, monkeypatch):
             "1.50",
             "1.50",
             "+0.00 (+0.00 to +0.00)",
+            "+0.00 (+0.00 to +0.00)",
             "5",
             "real_finetune 5",
             "mixed_finetune 5",
