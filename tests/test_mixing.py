@@ -160,12 +160,20 @@ def test_each_schedule_trains_reproducibly_and_is_not_ignored(update):
 
 def test_a_share_is_chosen_by_accuracy_and_more_real_images_win_a_tie():
     scores = {0.25: [50.0, 70.0], 0.5: [65.0, 60.0], 1.0: [60.0, 60.0]}
-    assert best_share(scores) == 0.5
-    assert best_share({0.25: [60.0, 60.0], 1.0: [70.0, 50.0], 0.5: [50.0, 70.0]}) == 1.0
+    assert best_share(scores, 0) == 0.5
+    assert best_share({0.25: [60.0, 60.0], 1.0: [70.0, 50.0], 0.5: [50.0, 70.0]}, 0) == 1.0
     assert (
-        report(scores)
+        report(scores, 0.5)
         == "real_fraction by cross-validation: 0.25: 60.00, 0.5: 62.50, 1: 60.00; 0.5 is chosen"
     )
+
+
+@pytest.mark.parametrize(("errors", "share"), [(0, 0.25), (1.4, 0.25), (1.6, 1.0)])
+def test_a_smaller_share_must_be_better_by_so_many_standard_errors(errors, share):
+    """0.25 is ahead of 1 by 1, 3 and 14, 1.48 standard errors, and of 0.5 by 2, 4 and 6, 3.46 of these."""
+    scores = {1.0: [61.0, 61.0, 52.0], 0.25: [62.0, 64.0, 66.0], 0.5: [60.0, 60.0, 60.0]}
+    assert best_share(scores, errors) == share
+    assert best_share({**scores, 1.0: [50.0, 50.0, 50.0]}, 2 + errors) == (0.5 if errors > 1.46 else 0.25)
 
 
 def save(folder, values, labels, **provenance):
@@ -374,6 +382,11 @@ BAD = [
     ("choose_real_from", [1.0], r"choose_real_from = \[1\.0\]: .*at least 2"),
     ("choose_real_from", [1.0, 1.0], r"choose_real_from: the shares to choose from must differ"),
     ("choose_real_folds", 1, r"choose_real_folds = 1: .*greater than or equal to 2"),
+    (
+        "choose_real_standard_errors",
+        -0.5,
+        r"choose_real_standard_errors = -0\.5: .*greater than or equal to 0",
+    ),
     ("finish_on_real", 1.0, r"finish_on_real = 1\.0: .*less than 1"),
 ]
 

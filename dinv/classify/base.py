@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from dinv.classify.feature_params import TeacherParams, UNetFeatures
-from dinv.section import Beta, Fraction, PositiveFloat, Section, Seed
+from dinv.section import Beta, Fraction, NonNegativeFloat, PositiveFloat, Section, Seed
 
 # Parameters that decide which images and labels a learner is given, not what it makes of them.
 NOT_OF_TRAINING = frozenset(
@@ -32,6 +32,7 @@ NOT_OF_TRAINING = frozenset(
         "choose_real",
         "choose_real_from",
         "choose_real_folds",
+        "choose_real_standard_errors",
     }
 )
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -102,6 +103,8 @@ class MixedParams(LearnerParams):
     Attributes:
         real_fraction: share of real images, in [0, 1].
         choose_real: whether this share is chosen among `choose_real_from` by cross-validation.
+        choose_real_standard_errors: how much better the best share must be than one with more real images; 1
+            is the rule of one standard error (Breiman et al. 1984).
     """
 
     real_fraction: Fraction
@@ -111,6 +114,7 @@ class MixedParams(LearnerParams):
         list[Fraction], Field(min_length=2, default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
     ]
     choose_real_folds: Annotated[int, Field(ge=2)] = 5
+    choose_real_standard_errors: NonNegativeFloat = 0.0
 
     @field_validator("choose_real_from")
     @classmethod

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from scipy.stats import sem
 
 from dinv.classify.arms import REAL, Arm
 from dinv.classify.base import NOT_OF_TRAINING, Advance, MixedParams
@@ -91,19 +92,25 @@ class Choice:
         return [*key, *self.content[1:], of_images, teacher_key(params.teacher)] if mixes else key
 
 
-_OF_CHOICE = {"choose_real", "choose_real_from", "choose_real_folds"}
+_OF_CHOICE = {"choose_real", "choose_real_from", "choose_real_folds", "choose_real_standard_errors"}
 
 
 def _of_fold(fold: Fold) -> list[object]:
     return [fold.train.tolist(), sorted(fold.held_out), fold.seed]
 
 
-def best_share(scores: Scores) -> float:
-    """That of the highest mean accuracy; of equal ones the largest share."""
-    return max(scores, key=lambda share: (round(float(np.mean(scores[share])), 9), share))
+def best_share(scores: Scores, standard_errors: float) -> float:
+    """The largest share that the best one does not surpass by so many standard errors.
+
+    The best has the highest mean accuracy over folds. The standard error is that of the mean difference,
+    paired by fold. With 0 it is the best itself; of equal ones always the largest share.
+    """
+    best = max(scores.values(), key=lambda values: round(float(np.mean(values)), 9))
+    ahead = {share: np.subtract(best, values) for share, values in scores.items()}
+    return max(s for s, d in ahead.items() if d.mean() <= standard_errors * sem(d) + 1e-9)
 
 
-def report(scores: Scores) -> str:
+def report(scores: Scores, chosen: float) -> str:
     """One line: every share with its mean accuracy, and which was chosen."""
     means = ", ".join(f"{share:g}: {np.mean(values):.2f}" for share, values in scores.items())
-    return f"real_fraction by cross-validation: {means}; {best_share(scores):g} is chosen"
+    return f"real_fraction by cross-validation: {means}; {chosen:g} is chosen"

@@ -83,10 +83,11 @@ class Trainer:
         links = {column: ids for column, ids in made.provenance.items() if column.endswith("_id")}
         content = [self._content(self.real), self._content(made), digest_of(links)]
         scores = Choice(params, arm, self.device, self.code, content).scores(name, self._here)
-        print(report(scores))
-        chosen = {"real_fraction": best_share(scores), "choose_real": "none"}
+        share = best_share(scores, params.choose_real_standard_errors)
+        print(report(scores, share))
+        chosen = {"real_fraction": share, "choose_real": "none"}
         replace(self, params=params.model_copy(update=chosen)).train(name, arm, output)
-        write_json(output / "real_fraction.json", {"chosen": best_share(scores), "accuracy": scores})
+        write_json(output / "real_fraction.json", {"chosen": share, "accuracy": scores})
 
     def _prepared(self, reader: ImageSetReader) -> MappedImageSet:
         """Generated images, filtered and labelled by classifiers of the real ones if asked for."""
