@@ -213,6 +213,24 @@ def steps(path: str, split: str, arms: Sequence[str], heads: Sequence[str], cell
     return markdown(pd.DataFrame(found)).rstrip()
 
 
+def against(names: Sequence[str], split: str, baseline: str, arms: Sequence[str], cell: str) -> str:
+    """Markdown: accuracy of arms less that of another, in points, for each choice of labelled images. A line
+    per cell and number of labelled images, of one experiment after the other; `cell` names the only one of
+    an experiment that has none.
+    """
+    found = []
+    for name in names:
+        rows = _rows(name)
+        rows = rows[(rows["metric"] == "top1_accuracy") & (rows["split"] == split)]
+        rows = rows.assign(**({} if "cell" in rows else {"cell": cell}))
+        for (task, size), part in rows.groupby(["cell", "data.num_per_class"], sort=False):
+            values = part.pivot(index="data.seed", columns="arm", values="value")
+            gains = values[list(arms)].sub(values[baseline], axis=0)
+            texts = {f"{arm} - {baseline}": ", ".join(f"{v:+.1f}" for v in gains[arm]) for arm in arms}
+            found.append({"cell": task, "data.num_per_class": size, **texts})
+    return markdown(pd.DataFrame(found)).rstrip()
+
+
 def _experiment(name: str) -> tuple[Experiment, dict[str, Arm]]:
     base = read_yaml(ROOT / "params.yaml")
     experiment = load_experiment(name, base)

@@ -104,7 +104,7 @@ class MixedParams(LearnerParams):
         real_fraction: share of real images, in [0, 1].
         choose_real: whether this share is chosen among `choose_real_from` by cross-validation.
         choose_real_standard_errors: how much better the best share must be than one with more real images; 1
-            is the rule of one standard error (Breiman et al. 1984).
+            is the rule of one standard error (Breiman et al. 1984), 0 takes the best.
     """
 
     real_fraction: Fraction
@@ -114,7 +114,7 @@ class MixedParams(LearnerParams):
         list[Fraction], Field(min_length=2, default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
     ]
     choose_real_folds: Annotated[int, Field(ge=2)] = 5
-    choose_real_standard_errors: NonNegativeFloat = 0.0
+    choose_real_standard_errors: NonNegativeFloat = 1.0
 
     @field_validator("choose_real_from")
     @classmethod
