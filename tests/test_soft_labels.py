@@ -214,6 +214,31 @@ def test_without_a_teacher_it_is_the_real_arms_own_classifiers(task, tmp_path, c
     assert (rows < 12).mean() > 0.9, "those that show what they are labelled as"
 
 
+def test_in_a_second_round_classifiers_of_the_first_say_what_images_show(task, tmp_path):
+    """The same as to train, to label generated images by what was trained, and to train on those labels."""
+    asked = {"soft_labels": "teacher", "teacher": TeacherParams(**TEACHER), "teacher_weight": 0.7}
+    first = trained(task, tmp_path / "first", **asked)
+    second = trained(task, tmp_path / "second", **asked, teacher_rounds=2)
+    third = trained(task, tmp_path / "third", **asked, teacher_rounds=3)
+    made = ImageSetReader(tmp_path / "data/generated/inversion").mapped()
+    classifier = first
+    for found in (second, third):
+        says = classifier.predict_proba(made.tensor(), CPU)
+        save(
+            tmp_path / "data/generated/labelled",
+            made.pixels[:, 0, 0, 0].tolist(),
+            made.labels.tolist(),
+            made.class_names,
+            probabilities=soft_targets(class_probabilities(made), says, 0.7, 1.0),
+            provenance=made.provenance,
+        )
+        arm = Arm(images="data/generated/labelled", real=True, learner="cnn")
+        classifier = trained(arm, tmp_path / "by_hand")
+        images = made.tensor()
+        assert np.allclose(found.predict_proba(images, CPU), classifier.predict_proba(images, CPU), atol=1e-6)
+        assert not np.allclose(found.predict_proba(images, CPU), first.predict_proba(images, CPU), atol=1e-3)
+
+
 BAD = [
     ({"min_confidence_quantile": 1.0}, r"\.min_confidence_quantile = 1\.0: .*less than 1"),
     ({"max_confidence_quantile": 0.0}, r"\.max_confidence_quantile = 0\.0: .*greater than 0"),
@@ -221,6 +246,8 @@ BAD = [
         {"min_confidence_quantile": 0.5, "max_confidence_quantile": 0.5},
         r": min_confidence_quantile must be below max_confidence_quantile \(0\.5\)",
     ),
+    ({"teacher_rounds": 0}, r"\.teacher_rounds = 0: .*greater than 0"),
+    ({"teacher_rounds": 2}, r": teacher_rounds = 2 label again .*set soft_labels to teacher, or remove it"),
     ({"soft_labels": "own"}, r"\.soft_labels = 'own': .*'teacher'"),
     ({"teacher_weight": 1.1}, r"\.teacher_weight = 1\.1: "),
     ({"teacher_temperature": 0.0}, r"\.teacher_temperature = 0\.0: .*greater than 0"),

@@ -257,6 +257,17 @@ def test_a_teacher_of_the_filter_has_not_seen_them_either(sets, tmp_path, record
     assert teacher == [fold.train.tolist()] and len(pupil[0]) == 5
 
 
+def test_nor_has_the_classifier_of_the_first_round(sets, tmp_path, recorder):
+    arm = Arm(images="data/generated/inversion", real=True, learner="cnn")
+    twice = tiny.train_params(soft_labels="teacher", teacher_rounds=2)
+    (fold, *_) = cross_validation(sets[0], 3, 1, seed=0)
+    list(Scorer(tmp_path, arm, twice, CPU).scores([fold]))
+    own, first, second = recorder.shown
+    assert own == [fold.train.tolist()] and first == second and first[0] == fold.train.tolist()
+    held = set(fold.rows.tolist())
+    assert first[1] == [100 + s for s, p in sets[2] if s not in held and p not in held]
+
+
 def test_a_whole_validation_holds_nothing_out(sets, tmp_path, recorder):
     val = save(tmp_path / "data/real/val", [50, 51, 52], [0, 0, 1])
     arm = Arm(images="data/generated/inversion", real=True, learner="cnn")

@@ -6,7 +6,7 @@ classifier per seed, resuming, storing, filtering and evaluating are the same fo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from dinv.classify.feature_params import TeacherParams, UNetFeatures
-from dinv.section import Beta, Fraction, NonNegativeFloat, PositiveFloat, Section, Seed
+from dinv.section import Beta, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Seed
 
 # Parameters that decide which images and labels a learner is given, not what it makes of them.
 NOT_OF_TRAINING = frozenset(
@@ -29,6 +29,7 @@ NOT_OF_TRAINING = frozenset(
         "teacher_temperature",
         "teacher",
         "teacher_share",
+        "teacher_rounds",
         "choose_real",
         "choose_real_from",
         "choose_real_folds",
@@ -53,6 +54,7 @@ class LearnerParams(Section):
     teacher_temperature: PositiveFloat = 1.0
     teacher: TeacherParams | None = None
     teacher_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    teacher_rounds: PositiveInt = 1
     seeds: Annotated[list[Seed], Field(min_length=1)]
     # Whether the classes' names decide the result, as where they are read by a text encoder.
     reads_class_names: ClassVar[bool] = False
@@ -71,6 +73,20 @@ class LearnerParams(Section):
                 f"teacher_share = {self.teacher_share:g} needs a teacher; name one, or remove it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _rounds_label(self) -> "LearnerParams":
+        if self.teacher_rounds > 1 and self.soft_labels == "none":
+            raise ValueError(
+                f"teacher_rounds = {self.teacher_rounds} label again what a teacher has labelled; "
+                "set soft_labels to teacher, or remove it"
+            )
+        return self
+
+    @property
+    def one_round_less(self) -> Self:
+        """What the classifiers are trained with that say in the last round what generated images show."""
+        return self.model_copy(update={"teacher_rounds": self.teacher_rounds - 1})
 
     @property
     def asks_a_teacher(self) -> bool:

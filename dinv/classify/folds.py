@@ -1,7 +1,7 @@
 """How well classifiers do on labelled images that neither they nor their generated images come from."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dinv.classify.arms import REAL, Arm
-from dinv.classify.base import Classifier, LearnerParams, TrainingSet
+from dinv.classify.base import Classifier, LabelledImages, LearnerParams, TrainingSet
 from dinv.classify.generated import labelled, prepared
 from dinv.classify.registry import LEARNERS
 from dinv.classify.store import StoredClassifier
@@ -63,7 +63,7 @@ class Scorer:
         sources = [own] if made is None or self.arm.real else []
         if made is not None:
             rows = allowed_rows(made, fold.held_out).tolist()
-            teachers = partial(self._teachers, TrainingSet([own], own, real.class_names), fold.seed)
+            teachers = partial(self._teachers, fold, real, made, own)
             images = prepared(made, rows, self.params, teachers, self.device)
             row_of = {image_id: row for row, image_id in enumerate(kept.ids)}
             sources.append(labelled(images, row_of, self.device))
@@ -74,9 +74,16 @@ class Scorer:
         fitted = LEARNERS[name].fit(data, self.params, seed, self.device, lambda n: None)
         return StoredClassifier(name, fitted, seed, sum(len(source) for source in data.sources))
 
-    def _teachers(self, real: TrainingSet, seed: int) -> Sequence[Classifier]:
-        """The teacher, a classifier like the arm's own, or both, of this fold's real images."""
-        return find_teachers(self.params, real.real, lambda: [self._fit(real, seed)], self.device)
+    def _teachers(
+        self, fold: Fold, real: ImageSetReader, made: ImageSetReader, own: LabelledImages
+    ) -> Sequence[Classifier]:
+        """The teacher, a classifier like the arm's own, or both, of this fold's real images; in later rounds
+        the fold's classifier of the round before.
+        """
+        if self.params.teacher_rounds > 1:
+            return [replace(self, params=self.params.one_round_less)._trained(fold, real, made)]
+        alone = TrainingSet([own], own, real.class_names)
+        return find_teachers(self.params, own, lambda: [self._fit(alone, fold.seed)], self.device)
 
 
 def allowed_rows(made: ImageSetReader, held_out: frozenset[str]) -> NDArray[np.int64]:

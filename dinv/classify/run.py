@@ -55,7 +55,7 @@ class Trainer:
         only_real = arm.only_real or (arm.real and params is not None and params.only_real)
         sources = [self.real] if only_real or arm.real else []
         if not only_real:
-            sources.append(self._prepared(ImageSetReader(Path(arm.images))))
+            sources.append(self._prepared(ImageSetReader(Path(arm.images)), arm))
         self._run(name, sources, output)
 
     def _run(self, name: str, sources: Sequence[MappedImageSet], output: Path) -> None:
@@ -89,11 +89,17 @@ class Trainer:
         replace(self, params=params.model_copy(update=chosen)).train(name, arm, output)
         write_json(output / "real_fraction.json", {"chosen": share, "accuracy": scores})
 
-    def _prepared(self, reader: ImageSetReader) -> MappedImageSet:
-        """Generated images, filtered and labelled by classifiers of the real ones if asked for."""
-        return prepared(reader, range(len(reader)), self.params, self._teachers, self.device)
+    def _prepared(self, reader: ImageSetReader, arm: Arm) -> MappedImageSet:
+        """Generated images, filtered and labelled by classifiers if asked for."""
+        return prepared(reader, range(len(reader)), self.params, partial(self._teachers, arm), self.device)
 
-    def _teachers(self) -> Sequence[Classifier]:
+    def _teachers(self, arm: Arm) -> Sequence[Classifier]:
+        """Of the real images; in later rounds the arm's classifiers of the round before."""
+        if self.params.teacher_rounds > 1:
+            with TemporaryDirectory() as folder:
+                output = Path(folder) / "classifiers"
+                replace(self, params=self.params.one_round_less).train("teacher", arm, output)
+                return load_classifiers(output)
         real = labelled(self.real, None, self.device)
         return find_teachers(self.params, real, self._own_classifiers, self.device)
 

@@ -73,7 +73,7 @@ def network_cost(params: TrainingParams, arm: Arm, sample: Sample) -> Cost:
 def num_trainings(params: TrainingParams) -> int:
     """Of an arm with generated images: its own, its teachers', those that choose its share of real ones."""
     n = len(params.seeds)
-    teachers = n if params.asks_a_teacher else 0
+    teachers = n * params.teacher_rounds if params.asks_a_teacher else 0
     chooses = params.choose_real == "cross_validation"
     return n + teachers + (len(params.choose_real_from) * params.choose_real_folds if chooses else 0)
 
