@@ -349,3 +349,31 @@ def test_stages_train_and_know_probes(finished, tmp_path, monkeypatch):
     assert (probe.predict_proba(real.tensor(), CPU).argmax(1) == real.labels).mean() > 0.2
     again = project.stage("train", "probe", ok=True)
     assert "1 of 1 parts are already finished" in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize(("views", "num_views"), [("none", 1), ("horizontal_flip", 2), ("dihedral", 8)])
+def test_features_are_means_over_views(views, num_views):
+    images = easy_images(n=12).images
+    network = find_network(params(features={**SHIPPED, "views": views}).features)
+    one = find_network(params().features)
+    both = [images, images.flip(3)][:num_views]
+    shown = [view.rot90(k, (2, 3)) for view in both for k in range(max(1, num_views // 2))]
+    expected = torch.stack([features_of(view, one, CPU) for view in shown]).mean(0)
+    found = features_of(images, network, CPU)
+    assert len(shown) == num_views and torch.allclose(found, expected, atol=1e-5)
+    assert (network.digest == one.digest) == (views == "none")
+
+
+def test_a_probe_on_all_eight_views_does_not_see_how_an_image_lies(unet):
+    real = easy_images(n=30)
+    for features in (SHIPPED, {**unet, "pooling": "mean"}):
+        eight = fit(real, features={**features, "views": "dihedral"})
+        one, lying = fit(real, features=features), real.images.rot90(1, (2, 3)).flip(3)
+        ahead = eight.predict_proba(real.images, CPU)
+        assert np.allclose(eight.predict_proba(lying, CPU), ahead, atol=1e-4)
+        assert not np.allclose(one.predict_proba(lying, CPU), one.predict_proba(real.images, CPU), atol=1e-3)
+
+
+def test_views_that_there_are_not():
+    with pytest.raises(ValueError, match="dihedral"):
+        params(features={**SHIPPED, "views": "vertical"})

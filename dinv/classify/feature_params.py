@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dinv.features.averaged import Views
 from dinv.features.params import WatchedNetwork
 from dinv.section import PositiveFloat, Section
 
@@ -11,7 +12,7 @@ from dinv.section import PositiveFloat, Section
 class UNetFeatures(Section):
     """The generator's own: one noised pass with the empty prompt, read at a block of the UNet.
 
-    `path`, `dtype` and `resolution` are as in section `model`.
+    `path`, `dtype` and `resolution` are as in section `model`. Features are means over `views`.
     """
 
     network: Literal["unet"]
@@ -21,9 +22,16 @@ class UNetFeatures(Section):
     block: Annotated[str, Field(pattern=r"^(mid|(down|up)_\d+)$")]
     timestep: Annotated[int, Field(ge=0)]
     pooling: Literal["none", "mean"]
+    views: Views = "none"
 
 
-FrozenFeatures = Annotated[WatchedNetwork | UNetFeatures, Field(discriminator="network")]
+class ViewedNetwork(WatchedNetwork):
+    """A feature network; features are means over `views`."""
+
+    views: Views = "none"
+
+
+FrozenFeatures = Annotated[ViewedNetwork | UNetFeatures, Field(discriminator="network")]
 
 
 class TeacherParams(Section):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from dinv.classify.feature_params import UNetFeatures
+from dinv.classify.feature_params import UNetFeatures, ViewedNetwork
 from dinv.diffusion.features import unet_features
 from dinv.diffusion.loading import fetch_model, load_model, model_digest
 from dinv.diffusion.params import ModelParams
 from dinv.execution.code import code_digest
+from dinv.features.averaged import Averaged
 from dinv.features.cache import Extraction, Network
 from dinv.features.extractors import Extractor
 from dinv.features.params import FeatureNetwork
@@ -37,7 +38,7 @@ class UNet:
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hex, of weights, settings and code."""
-        settings = self.features.model_dump(exclude={"path"})
+        settings = self.features.model_dump(exclude={"path", "views"})
         return digest_of([model_digest(self.folder), settings, code_digest("dinv.diffusion.features")])
 
     def open(self, device: torch.device) -> Extractor:
@@ -48,7 +49,9 @@ class UNet:
 
 def find_network(features: FeatureNetwork | UNetFeatures) -> Network:
     """What extracts these features; raises UserError when its files are not there."""
-    return UNet.of(features) if isinstance(features, UNetFeatures) else Extraction.of(features)
+    network = UNet.of(features) if isinstance(features, UNetFeatures) else Extraction.of(features)
+    views = features.views if isinstance(features, ViewedNetwork | UNetFeatures) else "none"
+    return network if views == "none" else Averaged(network, views)
 
 
 def _model(features: UNetFeatures) -> ModelParams:
