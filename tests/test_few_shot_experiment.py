@@ -27,7 +27,7 @@ def test_every_learner_has_the_photos_alone_and_generated_images_besides(runs):
 
 def test_photos_per_class_go_from_one_to_sixteen(runs):
     experiment, made = runs
-    assert len(made) == 20 and experiment.split == "test" and experiment.pool == "data.seed"
+    assert len(made) == 30 and experiment.split == "test" and experiment.pool == "data.seed"
     for run, params in made:
         names, k = run.place["cell"].split(", ")
         preset = "photos_seen" if names.startswith("known") else "photos"
