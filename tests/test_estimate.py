@@ -16,6 +16,7 @@ from tiny_methods import save_clip
 
 from dinv.classify.arms import Arm
 from dinv.classify.clip_based import ClipParams
+from dinv.classify.ensemble import EnsembleParams
 from dinv.classify.probe import ProbeParams
 from dinv.classify.registry import LEARNERS
 from dinv.classify.training import TrainingParams
@@ -284,6 +285,18 @@ def test_learners_on_clip_read_every_view_and_take_their_steps(
         assert 0 < cost.seconds.low <= cost.seconds.median <= cost.seconds.high and cost.look.median > 0
 
 
+def test_an_ensemble_costs_what_its_members_do(sample):
+    cnn = sample.params.train["cnn"].model_copy(update={"num_steps": 6, "seeds": [0]})
+    params = EnsembleParams(learner="ensemble", members=[cnn, cnn], seeds=[0, 1], min_confidence=0.0)
+    arm = Arm(images="data/generated/a", real=True, learner="x")
+    once, taught = (
+        train_cost(arm, 100, replace(sample, params=with_learner(sample.params, p)))
+        for p in (params, params.model_copy(update={"soft_labels": "teacher"}))
+    )
+    assert once.work == {"classifier steps": 24} and taught.work == {"classifier steps": 48}
+    assert once.note == "" and once.disk > 0 and once.seconds.median > 0 and once.look.median > 0
+
+
 def with_learner(params, learner):
     return params.model_copy(update={"train": {"x": learner}})
 
@@ -296,7 +309,8 @@ def test_every_method_strategy_and_learner_is_known():
         known = (ImageEmbeddingsParams, GanParams)
         assert issubclass(METHODS[name].Params, known) or f'"{name}"' in words, name
     for name in LEARNERS:
-        assert issubclass(LEARNERS[name].Params, (TrainingParams, ProbeParams, ClipParams)), name
+        known_params = (TrainingParams, ProbeParams, ClipParams, EnsembleParams)
+        assert issubclass(LEARNERS[name].Params, known_params), name
 
 
 def test_the_head_of_a_part_is_counted_once_per_part():

@@ -564,3 +564,5 @@ def test_texts_reach_dvc_as_they_are(text):
     assert parser.parse_override(f"+a.b={pipeline._literal(text)}").value() == text
     found = parser.parse_override(f"+a.b={pipeline._literal({'prompt': text, 'n': 1})}").value()
     assert found == {"prompt": text, "n": 1}
+    members = [{"prompt": text, "on": None}, {"sides": [1, True]}]
+    assert parser.parse_override(f"+a.b={pipeline._literal(members)}").value() == members

@@ -30,7 +30,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def flat(values, prefix=""):
-    """Nested sections and blocks as one dictionary with dotted names."""
+    """Nested sections and blocks as one dictionary with dotted names; blocks in a list by their places."""
+    if isinstance(values, list) and all(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
     if not isinstance(values, dict):
         return {prefix: values}
     return {name: v for k, inner in values.items() for name, v in flat(inner, f"{prefix}.{k}").items()}

@@ -8,6 +8,7 @@ LEARNERS = Registry(
         "amst": "dinv.classify.amst:Amst",
         "cnn": "dinv.classify.cnn:Cnn",
         "coop": "dinv.classify.coop:Coop",
+        "ensemble": "dinv.classify.ensemble:Ensemble",
         "finetune": "dinv.classify.finetune:Finetune",
         "probe": "dinv.classify.probe:Probe",
         "tip_adapter": "dinv.classify.tip_adapter:TipAdapter",

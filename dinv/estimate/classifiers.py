@@ -1,6 +1,8 @@
 """What classifiers cost, and what is measured: stages train, measure and evaluate."""
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from dinv.classify.arms import Arm, image_sets
-from dinv.classify.base import LabelledImages, TrainingSet
+from dinv.classify.base import LabelledImages, LearnerParams, TrainingSet
 from dinv.classify.clip_based import ClipNetwork, ClipParams
 from dinv.classify.cross_validation import NUM_FOLDS
+from dinv.classify.ensemble import EnsembleParams
 from dinv.classify.frozen import find_network
 from dinv.classify.heads import fit_logistic, fit_svc
 from dinv.classify.probe import ProbeParams
@@ -31,7 +34,13 @@ MOST_TIMED = 300  # images that a probe or a distance is timed with
 
 def train_cost(arm: Arm, num_made: int, sample: Sample) -> Cost:
     """Of one arm; `num_made` images are generated for it."""
-    params = sample.params.train[arm.learner]
+    return learner_cost(sample.params.train[arm.learner], arm, num_made, sample)
+
+
+def learner_cost(params: LearnerParams, arm: Arm, num_made: int, sample: Sample) -> Cost:
+    """Of an arm's learner."""
+    if isinstance(params, EnsembleParams):
+        return ensemble_cost(params, arm, num_made, sample)
     if isinstance(params, ProbeParams):
         return probe_cost(params, arm, num_made, sample)
     if isinstance(params, TrainingParams):
@@ -76,6 +85,21 @@ def num_trainings(params: TrainingParams) -> int:
     teachers = n * params.teacher_rounds if params.asks_a_teacher else 0
     chooses = params.choose_real == "cross_validation"
     return n + teachers + (len(params.choose_real_from) * params.choose_real_folds if chooses else 0)
+
+
+def ensemble_cost(params: EnsembleParams, arm: Arm, num_made: int, sample: Sample) -> Cost:
+    """Of all members, and of as many again where they say what generated images show."""
+    total, work = Cost(), Counter[str]()
+    for member in params.members:
+        cost = learner_cost(member.model_copy(update={"seeds": params.seeds}), arm, num_made, sample)
+        if cost.note:
+            return cost
+        work.update(cost.work)
+        seconds, look = total.seconds + cost.seconds, total.look + cost.look
+        total = replace(total, seconds=seconds, disk=total.disk + cost.disk, look=look)
+    times = 1 + (params.teacher_rounds if params.asks_a_teacher and not arm.only_real else 0)
+    of_all = {item: times * count for item, count in work.items()}
+    return replace(total, seconds=total.seconds * times, work=of_all)
 
 
 def _whole(params: TrainingParams) -> dict[str, int]:

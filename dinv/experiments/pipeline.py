@@ -42,6 +42,8 @@ def _literal(value: object) -> str:
     """A value as `dvc exp run -S` reads it."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_literal(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_literal(inner) for inner in value) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str) and not _PLAIN.fullmatch(value):  # such as a prompt with a place for {class}
