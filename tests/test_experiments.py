@@ -464,6 +464,10 @@ def test_committed_tables_follow_from_their_committed_numbers(name, monkeypatch)
 
 
 def test_what_an_experiment_takes_away_is_gone():
+    both = {"+train.both": {"members": [{"lr": 1.0}, {"C": 1.0}]}, "train.both.members.1.C": 2.0}
+    assert changed(BASE, both, Path("x"))["train"]["both"]["members"] == [{"lr": 1.0}, {"C": 2.0}]
+    with pytest.raises(UserError, match=r"^x: train\.both\.members\.2\.C: no such parameter; write section"):
+        changed(BASE, both | {"train.both.members.2.C": 2.0}, Path("x"))
     left = changed(BASE, {"~arms.reconstruction": None}, Path("x"))
     assert list(left["arms"]) == [arm for arm in BASE["arms"] if arm != "reconstruction"]
     with pytest.raises(UserError, match=r"~arms\.reconstructoin: no such parameter \(did you mean recon"):

@@ -159,7 +159,7 @@ def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, A
         *blocks, key = name.removeprefix("+").removeprefix("~").split(".")
         place: Any = sections
         for block in blocks:
-            place = place.get(block) if isinstance(place, dict) else None
+            place = inside(place, block)
         if not isinstance(place, dict) or (key not in place and not name.startswith("+")):
             help_ = did_you_mean(key, place) if isinstance(place, dict) else ""
             raise UserError(
@@ -171,6 +171,13 @@ def changed(base: dict[str, Any], settings: Settings, path: Path) -> dict[str, A
         else:
             place[key] = copy.deepcopy(value)  # a later setting may change a part of it
     return sections
+
+
+def inside(place: Any, key: str) -> Any:
+    """What is under a name, or at a place of a list, as in members.0; None if nothing is."""
+    if isinstance(place, list):
+        return place[int(key)] if key.isdecimal() and int(key) < len(place) else None
+    return place.get(key) if isinstance(place, dict) else None
 
 
 def _check_names(experiment: Experiment, path: Path) -> None:

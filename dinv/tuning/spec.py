@@ -99,7 +99,7 @@ def check(tuning: Tuning, base: dict[str, Any], path: Path) -> None:
                 "let real_fraction be searched"
             )
         for name, values in space.items():
-            if name.rpartition(".")[0] not in blocks:
+            if not name.startswith(tuple(f"{block}." for block in blocks)):
                 raise UserError(
                     f"{path}: arms.{arm}: {name} has no effect on this arm; it depends on {', '.join(blocks)}"
                 )
@@ -145,10 +145,10 @@ def present(space: Space, sections: Mapping[str, Any]) -> Settings | None:
 
 
 def at(sections: Mapping[str, Any], name: str) -> Any:
-    """What stands under a dotted name."""
+    """What stands under a dotted name, of which numbers are places of lists."""
     found: Any = sections
     for key in name.split("."):
-        found = found[key]
+        found = found[int(key)] if isinstance(found, list) else found[key]
     return found
 
 
