@@ -558,6 +558,17 @@ def test_what_a_preset_adds_is_marked_for_dvc(folder):
     assert pipeline._literal(added) == "{network: clip, path: m}"
 
 
+def test_dvc_makes_of_settings_what_experiments_do(folder):
+    from dvc.utils.hydra import apply_overrides
+
+    members = [{"lr": 1.0, "on": None}, {"C": 1.0}]
+    settings = {"+train.both": {"learner": "ensemble", "members": members}, "train.both.members.0.lr": 0.5}
+    path = folder / "params.yaml"
+    apply_overrides(path, [pipeline._change(name, value) for name, value in settings.items()])
+    assert read_yaml(path)["train"]["both"]["members"] == [{"lr": 0.5, "on": None}, {"C": 1.0}]
+    assert read_yaml(path) == changed(BASE, settings, Path("x"))
+
+
 @pytest.mark.parametrize(
     "text", ["a photo of a {class}", "potter's wheel, old", "a=b", "[50]", "models/x.yaml"]
 )
